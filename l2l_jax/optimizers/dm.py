@@ -1,0 +1,174 @@
+"""DMoptimizer: an LSTM that sees the logarithm and the sign of a gradient."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from l2l_jax.checks import check_choice, check_number, check_sizes
+from l2l_jax.lstm import (
+    Dense,
+    LSTMState,
+    LSTMWeights,
+    dense_init,
+    lstm_network,
+    stack_init,
+)
+from l2l_jax.optimizers.coordinatewise import (
+    check_network,
+    compute_dtype,
+    init_cells,
+    map_leaves,
+    step_cells,
+)
+from l2l_jax.preprocess import log_and_sign
+
+
+class DMParams(NamedTuple):
+    """Weights φ of DMoptimizer.
+
+    Attributes:
+      lstm: one `LSTMWeights` a layer, the lowest (with 2 inputs) first.
+      output: dense layer H_last -> 1.
+    """
+
+    lstm: tuple[LSTMWeights, ...]
+    output: Dense
+
+
+def dm_init(
+    key: jax.Array,
+    hidden_sizes: tuple[int, ...] = (20, 20),
+    dtype: Any = jnp.float32,
+) -> DMParams:
+    """Random initial weights φ of DMoptimizer.
+
+    The dense kernel from a truncated normal distribution of deviation 0.1, LSTM kernels
+    from U(-r, r) with r = sqrt(3 / rows), all biases 0, as in the RNNprop authors'
+    program.
+
+    Args:
+      key: randomness.
+      hidden_sizes: hidden units of each LSTM layer, the lowest first.
+      dtype: floating dtype of φ.
+
+    Returns:
+      φ; 5,141 numbers with the default sizes.
+
+    Raises:
+      ValueError: a size is not a positive int.
+
+    Example:
+      >>> import jax
+      >>> phi = dm_init(jax.random.key(0))
+      >>> phi.lstm[0].kernel.shape, sum(x.size for x in jax.tree.leaves(phi))
+      ((22, 80), 5141)
+    """
+    sizes = check_sizes("hidden_sizes", hidden_sizes)
+    lstm_key, output_key = jax.random.split(key)
+    return DMParams(
+        lstm=stack_init(lstm_key, 2, sizes, dtype),
+        output=dense_init(output_key, sizes[-1], 1, dtype=dtype),
+    )
+
+
+def dm_sizes(params: DMParams) -> dict[str, Any]:
+    """The arguments of `dm_init` that give weights of the same shapes."""
+    return {"hidden_sizes": [layer.bias.shape[0] // 4 for layer in params.lstm]}
+
+
+class DMState(NamedTuple):
+    """State of `dm_transform`.
+
+    Attributes:
+      lstm: for each layer an `LSTMState` of two trees like the parameters, whose leaves
+        have shape (H, *S).
+    """
+
+    lstm: tuple[LSTMState, ...]
+
+
+def dm_transform(
+    params: DMParams,
+    *,
+    step_size: float = 0.1,
+    p: float = 10.0,
+    form: str = "clip",
+    state_dtype: str | None = None,
+    precision: str = "highest",
+) -> optax.GradientTransformationExtraArgs:
+    r"""The DMoptimizer as an optax transformation.
+
+    At every coordinate, with the LSTM's state 0 before the first step::
+
+        z_t = ( max(log|g_t|, -p) / p,  clip(e^p·g_t, -1, 1) )
+        x_out, h_t = LSTM(z_t, h_{t-1})
+        Δθ_t = α·x_out
+
+    All coordinates share φ = `params`; each has its own state, with two layers of 20
+    units 80 values: 320 bytes a float32 parameter. Nothing bounds Δθ.
+
+    The defaults α = 0.1, p = 10 are those of the RNNprop authors; the program of the
+    2016 paper had α = 0.01, p = 5.
+
+    Args:
+      params: the learned weights φ, as `dm_init` or `load` give them. Their shapes give
+        the sizes.
+      step_size: α, at least 0.
+      p: positive; gradients below e^-p in size are seen on a linear scale.
+      form: of the preprocessing, "clip" (RNNprop authors) or "cases" (2016 paper), see
+        `l2l_jax.preprocess.log_and_sign`.
+      state_dtype: dtype in which the LSTM's state is stored ("bfloat16", "float32",
+        "float64"); None: float32, or float64 for float64 parameters. Arithmetic is in
+        promote_types(float32, parameter's dtype) all the same.
+      precision: of the matrix products, "highest", "high" or "default", as in
+        `jax.numpy.matmul`. GPUs and TPUs compute in less than float32 below "highest".
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` for any pytree of floating arrays.
+      Updates have the gradients' dtypes and are to be ADDED, the sign is in them.
+      `update` needs no `params`.
+
+    Raises:
+      TypeError: `params` is not a `DMParams`; at init, a leaf is not floating.
+      ValueError: a shape or a hyper-parameter is out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> tx = dm_transform(dm_init(jax.random.key(0)))
+      >>> theta = jnp.ones(3)
+      >>> updates, state = tx.update(theta, tx.init(theta))
+      >>> updates.shape, state.lstm[0].h.shape
+      ((3,), (20, 3))
+
+    References:
+      Andrychowicz et al., `Learning to learn by gradient descent by gradient descent
+      <https://arxiv.org/abs/1606.04474>`_, 2016, section 2.1 and appendix A.
+    """
+    check_number("step_size", step_size, 0)
+    check_number("p", p, 0, low_open=True)
+    check_choice("form", form, ("clip", "cases"))
+    phi = params
+    check_network(phi, DMParams, state_dtype, precision)
+
+    def network(weights, states, x):
+        return lstm_network(weights.lstm, weights.output, states, x, precision)
+
+    def init_fn(params):
+        return DMState(init_cells(phi.lstm, params, state_dtype))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params, extra_args
+
+        def update_leaf(g, moments, cells):
+            dtype = compute_dtype(g)
+            seen = log_and_sign(g.astype(dtype), jnp.asarray(p, dtype), form)
+            x_out, cells = step_cells(network, phi, seen, cells)
+            update = jnp.asarray(step_size, dtype) * x_out
+            return update.astype(g.dtype), moments, cells
+
+        updates, _, lstm = map_leaves(update_leaf, updates, (), state.lstm)
+        return updates, DMState(lstm)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

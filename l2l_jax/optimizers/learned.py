@@ -1,0 +1,253 @@
+"""Learned optimizers with their weights, and the one small file that holds them."""
+
+import io
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from l2l_jax.checks import check_choice
+from l2l_jax.optimizers.dm import dm_init, dm_sizes, dm_transform
+from l2l_jax.optimizers.rnnprop import rnnprop_init, rnnprop_sizes, rnnprop_transform
+from l2l_jax.types import LearnedOptimizer, PyTree
+
+FORMAT = "l2l_jax learned optimizer"
+VERSION = 1
+_METADATA = "metadata.json"
+_LIMIT = 1 << 28  # bytes: far above any φ, far below what would hurt to allocate
+
+
+class Kind(NamedTuple):
+    """What a name such as "rnnprop" stands for.
+
+    Attributes:
+      init: `init(key, **sizes) -> φ`.
+      transform: `transform(φ, **hyper_parameters)`, the optax transformation.
+      sizes: `sizes(φ)`, the JSON-able arguments of `init` that give φ's shapes.
+    """
+
+    init: Callable[..., PyTree]
+    transform: Callable[..., optax.GradientTransformationExtraArgs]
+    sizes: Callable[[PyTree], dict[str, Any]]
+
+
+KINDS = {
+    "rnnprop": Kind(rnnprop_init, rnnprop_transform, rnnprop_sizes),
+    "dm": Kind(dm_init, dm_transform, dm_sizes),
+}
+
+
+def learned_optimizer(
+    kind: str, sizes: dict[str, Any] | None = None, **config: Any
+) -> LearnedOptimizer:
+    """The family of optimizers of one kind, to be meta-trained.
+
+    Args:
+      kind: "rnnprop" or "dm".
+      sizes: arguments of `rnnprop_init` or `dm_init`, such as `hidden_sizes`.
+      **config: hyper-parameters of `rnnprop_transform` or `dm_transform`.
+
+    Returns:
+      A `LearnedOptimizer`.
+
+    Raises:
+      ValueError: `kind` is unknown.
+
+    Example:
+      >>> import jax
+      >>> small = learned_optimizer("rnnprop", {"hidden_sizes": (8,)}, step_size=0.05)
+      >>> small.init(jax.random.key(0)).lstm[0].bias.shape
+      (32,)
+    """
+    check_choice("kind", kind, tuple(KINDS))
+    init, transform, _ = KINDS[kind]
+    return LearnedOptimizer(
+        init=lambda key: init(key, **(sizes or {})),
+        transform=lambda phi: transform(phi, **config),
+    )
+
+
+class Learned(NamedTuple):
+    """A learned optimizer: all that a weights file holds.
+
+    Attributes:
+      kind: "rnnprop" or "dm".
+      params: the weights φ.
+      config: hyper-parameters other than the defaults of the transformation, JSON-able.
+      training: how φ was learned, JSON-able; for people, the code does not read it.
+
+    Example:
+      >>> import jax
+      >>> from l2l_jax import rnnprop_init
+      >>> learned = Learned("rnnprop", rnnprop_init(jax.random.key(0)), {"b1": 0.9})
+      >>> tx = learned.transform(step_size=0.01)  # b1 is .9 all the same
+    """
+
+    kind: str
+    params: PyTree
+    config: dict[str, Any] = {}  # noqa: RUF012  a NamedTuple's default, never mutated
+    training: dict[str, Any] = {}  # noqa: RUF012
+
+    def transform(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
+        """The optax transformation, `overrides` replacing entries of `config`."""
+        check_choice("kind", self.kind, tuple(KINDS))
+        return KINDS[self.kind].transform(self.params, **{**self.config, **overrides})
+
+
+def save(path: str | os.PathLike, learned: Learned) -> None:
+    """Writes a learned optimizer to one small file.
+
+    The file is an uncompressed zip archive, as `numpy.savez` writes it, of one `.npy`
+    array a weight and `metadata.json`. The same `learned` gives the same bytes. It is
+    written under a temporary name and renamed, so `path` is never half a file.
+
+    Args:
+      path: the file; one that is there already is replaced.
+      learned: what to save; floating arrays only.
+
+    Raises:
+      ValueError: `learned.kind` is unknown, or the metadata is not JSON-able.
+
+    Example:
+      >>> import jax, tempfile
+      >>> from l2l_jax import rnnprop_init
+      >>> learned = Learned("rnnprop", rnnprop_init(jax.random.key(0)))
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     save(f"{directory}/mine.npz", learned)
+      ...     load(f"{directory}/mine.npz").kind
+      'rnnprop'
+    """
+    check_choice("kind", learned.kind, tuple(KINDS))
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": learned.kind,
+        "sizes": KINDS[learned.kind].sizes(learned.params),
+        "config": learned.config,
+        "training": learned.training,
+    }
+    try:
+        text = json.dumps(metadata, indent=1, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"config and training must hold plain JSON values: {error}"
+        ) from error
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with zipfile.ZipFile(temporary, "w") as archive:
+            archive.writestr(_member(_METADATA), text)
+            for name, array in _named(learned.params).items():
+                buffer = io.BytesIO()
+                np.save(buffer, np.asarray(array), allow_pickle=False)
+                archive.writestr(_member(f"{name}.npy"), buffer.getvalue())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike) -> Learned:
+    """Reads a learned optimizer that `save` wrote.
+
+    Nothing in the file is executed, and nothing is allocated beyond what the file
+    really holds, whatever it claims.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The `Learned`, its weights as JAX arrays.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not such a file, damaged, of a newer format or incomplete; the
+        message names file and cause.
+    """
+    path = pathlib.Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = {info.filename: info for info in archive.infolist()}
+            if sum(info.file_size for info in files.values()) > _LIMIT:
+                raise ValueError(f"it claims more than {_LIMIT} bytes")
+            if _METADATA not in files:
+                raise ValueError(f"it holds no {_METADATA}")
+            metadata = json.loads(archive.read(_METADATA))
+            kind, sizes, config, training = _check_metadata(metadata)
+            expected = jax.eval_shape(lambda: kind.init(jax.random.key(0), **sizes))
+            arrays = [
+                _read_array(archive, files, name, like.shape)
+                for name, like in _named(expected).items()
+            ]
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not a file of weights that l2l_jax.save wrote, or it is"
+            f" damaged: {error}"
+        ) from error
+    params = jax.tree.unflatten(jax.tree.structure(expected), arrays)
+    return Learned(metadata["kind"], params, config, training)
+
+
+def _check_metadata(metadata: Any) -> tuple[Kind, dict, dict, dict]:
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise ValueError(f"{_METADATA} does not say format {FORMAT!r}")
+    version = metadata.get("version")
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise ValueError(
+            f"format version {version!r}; this l2l_jax reads 1 to {VERSION},"
+            " a newer one may read it"
+        )
+    parts = [metadata.get(name) for name in ("sizes", "config", "training")]
+    if metadata.get("kind") not in KINDS or not all(isinstance(p, dict) for p in parts):
+        raise ValueError(
+            f"kind {metadata.get('kind')!r}; known are {tuple(KINDS)}, each with"
+            " sizes, config and training"
+        )
+    return KINDS[metadata["kind"]], *parts
+
+
+def _read_array(
+    archive: zipfile.ZipFile,
+    files: dict[str, zipfile.ZipInfo],
+    name: str,
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """One array, its header compared with the expected shape before any allocation."""
+    if f"{name}.npy" not in files:
+        raise ValueError(f"the array {name} of shape {shape} is missing")
+    buffer = io.BytesIO(archive.read(f"{name}.npy"))
+    if np.lib.format.read_magic(buffer) != (1, 0):
+        raise ValueError(f"the array {name} is not of npy version 1.0")
+    found, _, dtype = np.lib.format.read_array_header_1_0(buffer)
+    if found != shape or dtype not in (np.float16, np.float32, np.float64):
+        raise ValueError(
+            f"the array {name} must be floating of shape {shape}, it is {dtype} of"
+            f" shape {found}"
+        )
+    buffer.seek(0)
+    array = np.lib.format.read_array(buffer, allow_pickle=False)
+    if not np.isfinite(array).all():
+        raise ValueError(f"the array {name} holds numbers that are not finite")
+    return jnp.asarray(array)
+
+
+def _named(params: PyTree) -> dict[str, Any]:
+    """Leaves by path, such as `lstm/0/kernel`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in leaves
+    }
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """A member with a fixed date: equal contents give equal bytes."""
+    return zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))

@@ -1,0 +1,212 @@
+"""RNNprop: an LSTM that sees a gradient relative to its own history."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from l2l_jax.checks import check_number, check_sizes
+from l2l_jax.lstm import (
+    Dense,
+    LSTMState,
+    LSTMWeights,
+    dense,
+    dense_init,
+    lstm_network,
+    stack_init,
+)
+from l2l_jax.optimizers.coordinatewise import (
+    check_network,
+    init_cells,
+    init_moments,
+    map_leaves,
+    step_cells,
+)
+from l2l_jax.preprocess import relative_gradients
+from l2l_jax.types import PyTree
+
+
+class RNNpropParams(NamedTuple):
+    """Weights φ of RNNprop.
+
+    Attributes:
+      input: dense layer 2 -> input_size.
+      lstm: one `LSTMWeights` a layer, the lowest first.
+      output: dense layer H_last -> 1.
+    """
+
+    input: Dense
+    lstm: tuple[LSTMWeights, ...]
+    output: Dense
+
+
+def rnnprop_init(
+    key: jax.Array,
+    hidden_sizes: tuple[int, ...] = (20, 20),
+    input_size: int = 20,
+    dtype: Any = jnp.float32,
+) -> RNNpropParams:
+    """Random initial weights φ of RNNprop.
+
+    Dense kernels from a truncated normal distribution of deviation 0.1, LSTM kernels
+    from U(-r, r) with r = sqrt(3 / rows), all biases 0, as in the authors' program.
+
+    Args:
+      key: randomness.
+      hidden_sizes: hidden units of each LSTM layer, the lowest first.
+      input_size: outputs of the dense layer in front of the LSTM.
+      dtype: floating dtype of φ.
+
+    Returns:
+      φ; 6,641 numbers with the default sizes.
+
+    Raises:
+      ValueError: a size is not a positive int.
+
+    Example:
+      >>> import jax
+      >>> phi = rnnprop_init(jax.random.key(0))
+      >>> phi.lstm[0].kernel.shape, sum(x.size for x in jax.tree.leaves(phi))
+      ((40, 80), 6641)
+    """
+    sizes = check_sizes("hidden_sizes", hidden_sizes)
+    (input_size,) = check_sizes("input_size", (input_size,))
+    input_key, lstm_key, output_key = jax.random.split(key, 3)
+    return RNNpropParams(
+        input=dense_init(input_key, 2, input_size, dtype=dtype),
+        lstm=stack_init(lstm_key, input_size, sizes, dtype),
+        output=dense_init(output_key, sizes[-1], 1, dtype=dtype),
+    )
+
+
+def rnnprop_sizes(params: RNNpropParams) -> dict[str, Any]:
+    """The arguments of `rnnprop_init` that give weights of the same shapes."""
+    return {
+        "hidden_sizes": [layer.bias.shape[0] // 4 for layer in params.lstm],
+        "input_size": params.input.bias.shape[0],
+    }
+
+
+class RNNpropState(NamedTuple):
+    """State of `rnnprop_transform`.
+
+    Attributes:
+      count: int32 scalar, steps done.
+      m: first moments, a tree like the parameters, at least float32.
+      v: second moments, likewise.
+      lstm: for each layer an `LSTMState` of two such trees with leaves (H, *S).
+    """
+
+    count: jax.Array
+    m: PyTree
+    v: PyTree
+    lstm: tuple[LSTMState, ...]
+
+
+def rnnprop_transform(
+    params: RNNpropParams,
+    *,
+    step_size: float = 0.1,
+    b1: float = 0.95,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    state_dtype: str | None = None,
+    precision: str = "highest",
+) -> optax.GradientTransformationExtraArgs:
+    r"""The RNNprop optimizer as an optax transformation.
+
+    At every coordinate, with the step number t = 1, 2, … and m, v and the LSTM's state
+    0 before the first step::
+
+        m_t = β1·m_{t-1} + (1 - β1)·g_t        m̂_t = m_t / (1 - β1^t)
+        v_t = β2·v_{t-1} + (1 - β2)·g_t²       v̂_t = v_t / (1 - β2^t)
+        g̃_t = g_t / (v̂_t^(1/2) + ε)           m̃_t = m̂_t / (v̂_t^(1/2) + ε)
+        z_t = ELU(W^T·[g̃_t, m̃_t] + b)
+        x_out, h_t = LSTM(z_t, h_{t-1})
+        Δθ_t = -α·tanh(x_out)
+
+    All coordinates share φ = `params`; each has its own state: 2 moments and, with the
+    paper's two layers of 20 units, 80 values of the LSTM: 328 bytes a float32
+    parameter.
+
+    Args:
+      params: the learned weights φ, as `rnnprop_init` or `load` give them. Their
+        shapes give the sizes.
+      step_size: α, at least 0: no coordinate moves further in a step.
+      b1: β1 in [0, 1), decay of the first moment.
+      b2: β2 in [0, 1), decay of the second moment.
+      eps: ε, at least 0, in the unit of the gradient.
+      state_dtype: dtype in which the LSTM's state is stored ("bfloat16", "float32",
+        "float64"); None: float32, or float64 for float64 parameters. Arithmetic and m,
+        v are in promote_types(float32, parameter's dtype) all the same.
+      precision: of the matrix products, "highest", "high" or "default", as in
+        `jax.numpy.matmul`. GPUs and TPUs compute in less than float32 below "highest".
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` for any pytree of floating arrays.
+      Updates have the gradients' dtypes and are to be ADDED, the sign is in them.
+      `update` needs no `params`.
+
+    Raises:
+      TypeError: `params` is not an `RNNpropParams`; at init, a leaf is not floating.
+      ValueError: a shape or a hyper-parameter is out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> phi = rnnprop_init(jax.random.key(0))
+      >>> tx = optax.chain(optax.clip_by_global_norm(1.0), rnnprop_transform(phi))
+      >>> theta = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+      >>> updates, state = tx.update(theta, tx.init(theta))
+      >>> jax.tree.map(jnp.shape, optax.apply_updates(theta, updates))
+      {'b': (2,), 'w': (3, 2)}
+
+    References:
+      Lv, Jiang, Li, `Learning Gradient Descent: Better Generalization and Longer
+      Horizons <https://arxiv.org/abs/1703.03633>`_, 2017, section 4.3, equations 5-9.
+    """
+    check_number("step_size", step_size, 0)
+    check_number("b1", b1, 0, 1, high_open=True)
+    check_number("b2", b2, 0, 1, high_open=True)
+    check_number("eps", eps, 0)
+    phi = params
+    check_network(phi, RNNpropParams, state_dtype, precision)
+
+    def network(weights, states, x):
+        z = jax.nn.elu(dense(weights.input, x, precision))
+        return lstm_network(weights.lstm, weights.output, states, z, precision)
+
+    def init_fn(params):
+        return RNNpropState(
+            count=jnp.zeros([], jnp.int32),
+            m=init_moments(params),
+            v=init_moments(params),
+            lstm=init_cells(phi.lstm, params, state_dtype),
+        )
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+
+        def update_leaf(g, moments, cells):
+            m, v = moments
+            alpha, beta1, beta2, epsilon = (
+                jnp.asarray(x, m.dtype) for x in (step_size, b1, b2, eps)
+            )
+            t = count.astype(m.dtype)
+            signal = g.astype(m.dtype)
+            m = beta1 * m + (1 - beta1) * signal
+            v = beta2 * v + (1 - beta2) * signal**2
+            seen = relative_gradients(
+                signal, m / (1 - beta1**t), v / (1 - beta2**t), epsilon
+            )
+            x_out, cells = step_cells(network, phi, seen, cells)
+            # The authors' program subtracts what optax adds, hence the minus.
+            return (-alpha * jnp.tanh(x_out)).astype(g.dtype), (m, v), cells
+
+        updates, (m, v), lstm = map_leaves(
+            update_leaf, updates, (state.m, state.v), state.lstm
+        )
+        return updates, RNNpropState(count, m, v, lstm)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

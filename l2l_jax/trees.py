@@ -1,0 +1,63 @@
+"""What jax.tree and optax.tree lack: maps with several results, coordinates."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from l2l_jax.types import PyTree
+
+
+def map_unzip(f: Callable[..., tuple], tree: PyTree, *rest: PyTree) -> tuple:
+    """`jax.tree.map` for an `f` that returns as many values as it takes.
+
+    Args:
+      f: takes a leaf of `tree` and the subtree of each of `rest` at its place, returns
+        a tuple of new ones.
+      tree: pytree whose structure every tree of `rest` begins with.
+      *rest: further pytrees.
+
+    Returns:
+      A tuple of 1 + len(rest) trees.
+
+    Example:
+      >>> map_unzip(lambda x, y: (x + y, x * y), {"a": 2}, {"a": 3})
+      ({'a': 5}, {'a': 6})
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    if not leaves:
+        return tree, *rest
+    columns = [leaves, *(structure.flatten_up_to(other) for other in rest)]
+    rows = [f(*row) for row in zip(*columns, strict=True)]
+    return tuple(structure.unflatten(column) for column in zip(*rows, strict=True))
+
+
+def over_coordinates(f: Callable[..., Any], ndim: int) -> Callable[..., Any]:
+    """Maps a function of one coordinate over `ndim` trailing axes of its arguments.
+
+    Hidden values lead and coordinates trail, so that a parameter of shape S has state
+    of shape (H, *S): it needs no padding of H, and keeps the parameter's sharding.
+    One vmap an axis, because reshaping S to a vector would gather a sharded leaf.
+
+    Args:
+      f: function of arrays without the coordinate axes; returns a pytree of arrays.
+      ndim: number of axes of the parameter, at least 0.
+
+    Returns:
+      The function of arrays with the coordinate axes last.
+    """
+    for _ in range(ndim):
+        f = jax.vmap(f, in_axes=-1, out_axes=-1)
+    return f
+
+
+def all_finite(*trees: PyTree) -> jax.Array:
+    """Whether no leaf of any tree holds a NaN or an infinity; a bool scalar."""
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trees)]
+    return jnp.all(jnp.stack(finite)) if finite else jnp.asarray(True)
+
+
+def select(condition: jax.Array, if_true: PyTree, if_false: PyTree) -> PyTree:
+    """Leaf by leaf `if_true` where the scalar `condition` holds, else `if_false`."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)

@@ -1,0 +1,68 @@
+"""The contracts: an optimizee (`Task`) and an optimizer with weights to learn."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+PyTree = Any
+
+
+class Task(NamedTuple):
+    """An optimizee f(θ): what is minimised, from where, on which minibatches.
+
+    Five fields, all of them data or pure functions, so that a transform of tasks
+    (`random_scaling`, `combine`) is a function from `Task` to `Task`.
+
+    Attributes:
+      data: pytree of arrays that every episode shares (images as uint8, labels), `()`
+        if there are none. An argument of compiled programs, never a constant in one.
+      sample: `sample(key) -> instance`, the random constants of one episode, such as
+        W and y of a quadratic or the scales c of Random Scaling; `()` if none.
+      init: `init(key, instance) -> params`, the initial θ_0, any pytree of floating
+        arrays.
+      batches: `batches(key, data, instance, start, length) -> pytree` whose leaves have
+        the leading axis `length` (static): the minibatches, or their indices, of steps
+        `start` (an int32, traced) to `start + length - 1` of the episode that `key`
+        names. The same key and step give the same minibatch however an episode is cut.
+      loss: `loss(params, data, instance, batch) -> scalar`, f_d(θ) on one minibatch.
+
+    Example:
+      A parabola with a random centre:
+
+      >>> import jax, jax.numpy as jnp
+      >>> from l2l_jax import Task
+      >>> task = Task(
+      ...     data=(),
+      ...     sample=lambda key: jax.random.normal(key, (3,)),
+      ...     init=lambda key, centre: jnp.zeros(3),
+      ...     batches=lambda key, data, centre, start, length: jnp.arange(length),
+      ...     loss=lambda x, data, centre, batch: jnp.sum((x - centre) ** 2),
+      ... )
+      >>> centre = task.sample(jax.random.key(0))
+      >>> float(task.loss(centre, task.data, centre, 0))
+      0.0
+    """
+
+    data: PyTree
+    sample: Callable[[jax.Array], PyTree]
+    init: Callable[[jax.Array, PyTree], PyTree]
+    batches: Callable[[jax.Array, PyTree, PyTree, jax.Array, int], PyTree]
+    loss: Callable[[PyTree, PyTree, PyTree, PyTree], jax.Array]
+
+
+class LearnedOptimizer(NamedTuple):
+    """A family of optimizers with weights φ.
+
+    A hand-written optimizer needs only the second half: `transform` may be
+    `optax.adam`, with its learning rate in the place of φ, and runs through the very
+    same unroll.
+
+    Attributes:
+      init: `init(key) -> φ`, a pytree of arrays.
+      transform: `transform(φ) -> optax.GradientTransformationExtraArgs`.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    transform: Callable[[PyTree], optax.GradientTransformation]

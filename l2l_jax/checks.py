@@ -62,13 +62,13 @@ def check_choice(name: str, value: Any, choices: tuple) -> None:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
-def check_floating(tree: Any) -> None:
+def check_floating(tree: Any, subject: str = "learned optimizers take") -> None:
     """Raises TypeError, naming the path, if a leaf is not a real floating array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                "learned optimizers take float16, bfloat16, float32 or float64 leaves;"
-                f" leaf {jax.tree_util.keystr(path) or '(the whole tree)'} is {dtype}"
-                " (mask such leaves out with optax.masked)"
+                f"{subject} float16, bfloat16, float32 or float64 leaves; leaf"
+                f" {jax.tree_util.keystr(path) or '(the whole tree)'} is {dtype}"
+                " (optax.masked leaves parameters out)"
             )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from l2l_jax.checks import check_number, check_sizes
-from l2l_jax.types import Task
+from l2l_jax.types import Task, no_batches
 
 
 def convex_task(
@@ -69,12 +69,6 @@ def convex_task(
         batches=no_batches,
         loss=loss,
     )
-
-
-def no_batches(key, data, instance, start, length):
-    """The `batches` of a task without minibatches: arrays of no elements."""
-    del key, data, instance, start
-    return jnp.zeros((length, 0))
 
 
 def combine(*tasks: Task, weights: Sequence[float] | None = None) -> Task:

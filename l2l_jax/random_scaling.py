@@ -1,7 +1,10 @@
 """Random Scaling: a task seen through randomly stretched coordinates."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import optax
 
 from l2l_jax.checks import check_number
 from l2l_jax.types import PyTree, Task
@@ -48,13 +51,10 @@ def random_scaling(task: Task, bound: float) -> Task:
         instance_key, scale_key = jax.random.split(key)
         instance = task.sample(instance_key)
         shapes = jax.eval_shape(task.init, instance_key, instance)
-        leaves, structure = jax.tree.flatten(shapes)
-        keys = jax.random.split(scale_key, max(1, len(leaves)))
-        scales = [
-            jnp.exp(jax.random.uniform(k, leaf.shape, leaf.dtype, -bound, bound))
-            for k, leaf in zip(keys, leaves, strict=False)
-        ]
-        return instance, structure.unflatten(scales)
+        logs = optax.tree.random_like(
+            scale_key, shapes, partial(jax.random.uniform, minval=-bound, maxval=bound)
+        )
+        return instance, jax.tree.map(jnp.exp, logs)
 
     def init(key: jax.Array, instance: PyTree) -> PyTree:
         inner, scales = instance

@@ -1,4 +1,4 @@
-"""What jax.tree and optax.tree lack: maps with several results, coordinates."""
+"""What jax.tree and optax.tree lack: maps with several results, maps over coordinates."""
 
 from collections.abc import Callable
 from typing import Any
@@ -56,8 +56,3 @@ def all_finite(*trees: PyTree) -> jax.Array:
     """Whether no leaf of any tree holds a NaN or an infinity; a bool scalar."""
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trees)]
     return jnp.all(jnp.stack(finite)) if finite else jnp.asarray(True)
-
-
-def select(condition: jax.Array, if_true: PyTree, if_false: PyTree) -> PyTree:
-    """Leaf by leaf `if_true` where the scalar `condition` holds, else `if_false`."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)

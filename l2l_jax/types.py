@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 PyTree = Any
@@ -50,6 +51,12 @@ class Task(NamedTuple):
     init: Callable[[jax.Array, PyTree], PyTree]
     batches: Callable[[jax.Array, PyTree, PyTree, jax.Array, int], PyTree]
     loss: Callable[[PyTree, PyTree, PyTree, PyTree], jax.Array]
+
+
+def no_batches(key, data, instance, start, length):
+    """The `batches` of a task without minibatches: arrays of no elements."""
+    del key, data, instance, start
+    return jnp.zeros((length, 0))
 
 
 class LearnedOptimizer(NamedTuple):

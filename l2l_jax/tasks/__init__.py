@@ -1,0 +1,9 @@
+"""Optimizees: the tasks on which optimizers are learned and compared."""
+
+from l2l_jax.tasks.classification import classification_task
+from l2l_jax.tasks.conv import CNN
+from l2l_jax.tasks.data import Dataset, load_dataset
+from l2l_jax.tasks.mlp import MLP
+from l2l_jax.tasks.quadratic import quadratic_task
+
+__all__ = ["CNN", "MLP", "Dataset", "classification_task", "load_dataset", "quadratic_task"]

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from l2l_jax.checks import check_number, check_sizes
-from l2l_jax.convex import no_batches
-from l2l_jax.types import Task
+from l2l_jax.types import Task, no_batches
 
 
 def quadratic_task(num_dims: int = 10, init_std: float = 0.1) -> Task:

@@ -1,0 +1,104 @@
+"""A network that learns to classify images, as an optimizee."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from l2l_jax.checks import check_number, check_sizes
+from l2l_jax.tasks.data import Dataset
+from l2l_jax.tasks.shuffle import minibatch_indices
+from l2l_jax.types import Task
+
+
+def classification_task(
+    module: nn.Module,
+    dataset: Dataset,
+    *,
+    batch_size: int = 128,
+    pixel_range: tuple[float, float] = (0.0, 1.0),
+    init_std: float | None = 0.1,
+) -> Task:
+    """Mean softmax cross-entropy of a Flax module on minibatches of a data set.
+
+    ::
+
+        f_d(θ) = -1/B·Σ_{(x, y) in d} log softmax(module_θ(x))_y
+
+    The minibatches d are those of shuffled epochs, a last partial one dropped.
+
+    Args:
+      module: a `flax.linen` module with only "params", from images (B, H, W, C) to
+        logits (B, classes).
+      dataset: uint8 images (N, H, W, C) and labels (N,). They go to the device here,
+        once, and stay uint8 there.
+      batch_size: B, from 1 to N.
+      pixel_range: what the bytes 0 and 255 become. The papers: (0, 1) for MNIST,
+        (-0.5, 0.5) for CIFAR-10.
+      init_std: deviation of the N(0, init_std²) from which every initial parameter is
+        drawn, biases too, as in the RNNprop paper; None: the module's own initializers.
+
+    Returns:
+      The task; its params are the module's "params", a minibatch is B indices.
+
+    Raises:
+      ValueError: an argument is out of range.
+
+    Example:
+      >>> import flax.linen as nn, jax, numpy as np
+      >>> from l2l_jax.tasks import Dataset, MLP
+      >>> images = np.zeros((256, 8, 8, 1), np.uint8)
+      >>> task = classification_task(MLP(), Dataset(images, np.zeros(256, np.int32)))
+      >>> task.batches(jax.random.key(0), task.data, (), 0, 5).shape
+      (5, 128)
+
+    References:
+      Lv, Jiang, Li, `Learning Gradient Descent <https://arxiv.org/abs/1703.03633>`_,
+      2017, section 5.
+    """
+    num_examples, *shape = dataset.images.shape
+    check_sizes("batch_size", (batch_size,))
+    if batch_size > num_examples:
+        raise ValueError(
+            f"batch_size must be at most the number of images, {num_examples}, got"
+            f" {batch_size}"
+        )
+    low, high = pixel_range
+    check_number("pixel_range[0]", low)
+    check_number("pixel_range[1]", high, low, low_open=True)
+    if init_std is not None:
+        check_number("init_std", init_std, 0)
+
+    def pixels(images: jax.Array) -> jax.Array:
+        return low + images.astype(jnp.float32) * ((high - low) / 255)
+
+    def init(key: jax.Array, instance: Any) -> Any:
+        del instance
+        example = jnp.zeros((1, *shape))
+        if init_std is None:
+            return module.init(key, example)["params"]
+        shapes = jax.eval_shape(module.init, key, example)["params"]
+        return optax.tree.random_like(
+            key, shapes, lambda k, s, dtype: init_std * jax.random.normal(k, s, dtype)
+        )
+
+    def batches(key, data, instance, start, length):
+        del data, instance
+        return minibatch_indices(key, num_examples, batch_size, start, length)
+
+    def loss(params, data, instance, indices):
+        del instance
+        logits = module.apply({"params": params}, pixels(data.images[indices]))
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, data.labels[indices]
+        ).mean()
+
+    return Task(
+        data=jax.tree.map(jnp.asarray, dataset),
+        sample=lambda key: (),
+        init=init,
+        batches=batches,
+        loss=loss,
+    )

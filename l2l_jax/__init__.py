@@ -5,6 +5,7 @@ Use one: `rnnprop_transform`, `dm_transform`, `load`. Learn one: `meta_trainer` 
 """
 
 from l2l_jax.convex import combine, convex_task
+from l2l_jax.evaluate import Evaluation, Evaluator, evaluator
 from l2l_jax.meta import (
     Episode,
     MetaState,

@@ -243,31 +243,18 @@ def meta_gradient(
     phi: PyTree,
     transform: Callable[[PyTree], optax.GradientTransformation],
     task: Task,
-    episodes: Episode,
+    episode: Episode,
     weights: jax.Array,
     second_order: bool = False,
 ) -> tuple[tuple[jax.Array, Episode], PyTree]:
-    """The mean meta-loss of one segment of several episodes, and its gradient.
-
-    Args:
-      phi: φ.
-      transform: `transform(φ)` is the transformation.
-      task: the optimizee.
-      episodes: where their segments start, leaves with a leading axis of episodes.
-      weights: w (T,).
-      second_order: as in `inner_step`.
+    """The meta-loss of one segment and its gradient; arguments as of `meta_loss`.
 
     Returns:
-      ((L, episodes after the segment), ∂L/∂φ).
+      ((L, the episode after the segment), ∂L/∂φ).
     """
-
-    def mean_loss(phi):
-        losses, after = jax.vmap(
-            lambda e: meta_loss(phi, transform, task, e, weights, second_order)
-        )(episodes)
-        return jnp.mean(losses), after
-
-    return jax.value_and_grad(mean_loss, has_aux=True)(phi)
+    return jax.value_and_grad(meta_loss, has_aux=True)(
+        phi, transform, task, episode, weights, second_order
+    )
 
 
 class SegmentMetrics(NamedTuple):
@@ -394,25 +381,30 @@ def meta_trainer(
         return MetaState(phi, outer.init(phi), jnp.zeros([], jnp.int32))
 
     # The data are an argument, or they would be compiled in as a constant.
-    def episode(
+    def iteration(
         data: PyTree, state: MetaState, key: jax.Array, num_segments: jax.Array
     ) -> tuple[MetaState, dict[str, Any]]:
         here = task._replace(data=data)
-        episodes = jax.vmap(lambda k: start_episode(here, transform(state.phi), k))(
-            jax.random.split(key, meta_batch)
-        )
+
+        def start(key):
+            return start_episode(here, transform(state.phi), key)
+
+        def gradient(phi, episode):
+            return meta_gradient(phi, transform, here, episode, weights, second_order)
+
+        if meta_batch > 1:
+            key = jax.random.split(key, meta_batch)
+            start, gradient = jax.vmap(start), _mean_over_episodes(gradient)
 
         def segment(_, carry):
             state, episodes, sums = carry
-            (loss, episodes), gradient = meta_gradient(
-                state.phi, transform, here, episodes, weights, second_order
-            )
-            state, metrics = meta_step(outer, state, loss, gradient)
+            (loss, episodes), slope = gradient(state.phi, episodes)
+            state, metrics = meta_step(outer, state, loss, slope)
             return state, episodes, _add_good(sums, metrics)
 
         zeros = SegmentMetrics(*(jnp.zeros([]) for _ in range(3)), jnp.zeros([], int))
         state, _, sums = jax.lax.fori_loop(
-            0, num_segments, segment, (state, episodes, zeros)
+            0, num_segments, segment, (state, start(key), zeros)
         )
         good = num_segments - sums.skipped
         return state._replace(step=state.step + 1), {
@@ -422,7 +414,7 @@ def meta_trainer(
             "skipped": sums.skipped,
         }
 
-    compiled = jax.jit(episode)
+    compiled = jax.jit(iteration)
 
     def iterate(state: MetaState, key: jax.Array, num_segments: int):
         return compiled(task.data, state, key, jnp.asarray(num_segments, jnp.int32))
@@ -430,13 +422,21 @@ def meta_trainer(
     return MetaTrainer(init, iterate)
 
 
+def _mean_over_episodes(gradient: Callable) -> Callable:
+    """`gradient(φ, episode)` for a batch of episodes, loss and slope averaged."""
+
+    def mean_gradient(phi, episodes):
+        (losses, after), slopes = jax.vmap(gradient, (None, 0))(phi, episodes)
+        loss, slope = jax.tree.map(lambda x: jnp.mean(x, 0), (losses, slopes))
+        return (loss, after), slope
+
+    return mean_gradient
+
+
 def _add_good(sums: SegmentMetrics, new: SegmentMetrics) -> SegmentMetrics:
     """Adds the numbers of a segment up, or only counts it if it was skipped."""
-    kept = [jnp.where(new.skipped, 0, x).astype(s.dtype) for s, x in zip(sums, new)][:3]
-    return SegmentMetrics(
-        *(s + x for s, x in zip(sums[:3], kept, strict=True)),
-        sums.skipped + new.skipped,
-    )
+    kept = optax.tree.where(new.skipped, sums, jax.tree.map(jnp.add, sums, new))
+    return kept._replace(skipped=sums.skipped + new.skipped)
 
 
 def check_task(task: Task) -> None:

@@ -33,7 +33,9 @@ def map_unzip(f: Callable[..., tuple], tree: PyTree, *rest: PyTree) -> tuple:
     return tuple(structure.unflatten(column) for column in zip(*rows, strict=True))
 
 
-def over_coordinates(f: Callable[..., Any], ndim: int) -> Callable[..., Any]:
+def over_coordinates(
+    f: Callable[..., Any], ndim: int, in_axes: Any = -1
+) -> Callable[..., Any]:
     """Maps a function of one coordinate over `ndim` trailing axes of its arguments.
 
     Hidden values lead and coordinates trail, so that a parameter of shape S has state
@@ -43,12 +45,13 @@ def over_coordinates(f: Callable[..., Any], ndim: int) -> Callable[..., Any]:
     Args:
       f: function of arrays without the coordinate axes; returns a pytree of arrays.
       ndim: number of axes of the parameter, at least 0.
+      in_axes: as of `jax.vmap`, made of -1 (has coordinate axes) and None (has none).
 
     Returns:
       The function of arrays with the coordinate axes last.
     """
     for _ in range(ndim):
-        f = jax.vmap(f, in_axes=-1, out_axes=-1)
+        f = jax.vmap(f, in_axes=in_axes, out_axes=-1)
     return f
 
 

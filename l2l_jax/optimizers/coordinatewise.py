@@ -120,12 +120,23 @@ def step_cells(
     Returns:
       The output, of shape S and the inputs' dtype, and the new cells in their own.
     """
-    dtype, ndim = inputs[0].dtype, inputs[0].ndim
+    shape, dtype = inputs[0].shape, inputs[0].dtype
     weights, states = jax.tree.map(lambda x: x.astype(dtype), (weights, cells))
-    output, states = over_coordinates(lambda c, x: network(weights, c, x), ndim)(
-        states, jnp.stack(inputs)
+    # Where a mapped array meets an unmapped one element by element, vmap moves the
+    # mapped axis to the front, a transposition of everything. So biases are mapped too;
+    # the broadcast is fused away.
+    axes = jax.tree.map(lambda w: -1 if w.ndim == 1 else None, weights)
+    weights = jax.tree.map(
+        lambda w: _spread(w, shape) if w.ndim == 1 else w, weights
+    )
+    output, states = over_coordinates(network, len(shape), (axes, -1, -1))(
+        weights, states, jnp.stack(inputs)
     )
     return output, jax.tree.map(lambda new, old: new.astype(old.dtype), states, cells)
+
+
+def _spread(bias: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.lax.broadcast_in_dim(bias, (*bias.shape, *shape), (0,))
 
 
 def map_leaves(

@@ -28,7 +28,7 @@ def define_task(default: str, text: str) -> None:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Calls `main` as `absl.app.run` does; a user's error is one line and exit code 2."""
+    """Calls `main` as `absl.app.run` does; a user's error is one line and exit code 1."""
 
     def guarded(argv: list[str]) -> None:
         try:

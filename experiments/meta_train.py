@@ -32,7 +32,12 @@ from l2l_jax import (
 
 # What the papers' two trainings differ in, where a flag leaves it open.
 DEFAULTS = {
-    "rnnprop": {"loss_weights": "last", "scaling": 3.0, "convex": True, "by": "training"},
+    "rnnprop": {
+        "loss_weights": "last",
+        "scaling": 3.0,
+        "convex": True,
+        "by": "training",
+    },
     "dm": {"loss_weights": "mean", "scaling": 0.0, "convex": False, "by": "validation"},
 }
 
@@ -91,7 +96,10 @@ flags.DEFINE_integer(
     "export_every", 1000, "Iterations between two files of weights.", lower_bound=1
 )
 flags.DEFINE_float(
-    "checkpoint_minutes", 2.0, "Minutes between two checkpoints, at most.", lower_bound=0
+    "checkpoint_minutes",
+    2.0,
+    "Minutes between two checkpoints, at most.",
+    lower_bound=0,
 )
 flags.DEFINE_enum(
     "select",

@@ -1,7 +1,9 @@
 """Learned optimizers, DMoptimizer and RNNprop, as ordinary optax transformations.
 
 Use one: `rnnprop_transform`, `dm_transform`, `load`. Learn one: `meta_trainer` on a
-`Task`, with `random_scaling` and `combine`. Compare: `evaluate`, `tune`.
+`Task`, with `random_scaling` and `combine`. Compare: `evaluator`. Tasks on data are in
+`l2l_jax.tasks`, hand-written optimizers in `l2l_jax.baselines`, resumable runs in
+`l2l_jax.runs`.
 """
 
 from l2l_jax.convex import combine, convex_task
@@ -29,6 +31,42 @@ from l2l_jax.optimizers.rnnprop import (
 )
 from l2l_jax.random_scaling import random_scaling
 from l2l_jax.tasks.quadratic import quadratic_task
-from l2l_jax.types import LearnedOptimizer, Task
+from l2l_jax.types import LearnedOptimizer, Task, no_batches
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DMParams",
+    "DMState",
+    "Episode",
+    "Evaluation",
+    "Evaluator",
+    "Learned",
+    "LearnedOptimizer",
+    "MetaState",
+    "MetaTrainer",
+    "RNNpropParams",
+    "RNNpropState",
+    "Task",
+    "combine",
+    "convex_task",
+    "dm_init",
+    "dm_transform",
+    "evaluator",
+    "inner_step",
+    "learned_optimizer",
+    "load",
+    "meta_gradient",
+    "meta_loss",
+    "meta_step",
+    "meta_trainer",
+    "no_batches",
+    "quadratic_task",
+    "random_scaling",
+    "rnnprop_init",
+    "rnnprop_transform",
+    "save",
+    "segment_weights",
+    "start_episode",
+    "unroll",
+]

@@ -33,7 +33,7 @@ class Evaluation(NamedTuple):
             return ~(self.final <= self.curves[:, 0])
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers: mean, stderr (of the mean), median, runs, diverged, not_finite.
+        """Plain numbers: mean, stderr of the mean, median, runs, diverged, not_finite.
 
         Mean and standard error are those of the runs with a finite final loss; how many
         were not is in "not_finite". The median counts those as infinite.

@@ -61,7 +61,9 @@ def stack_init(
     """Weights of LSTM layers on top of each other, the lowest first."""
     sizes = zip((inputs, *hidden_sizes[:-1]), hidden_sizes, strict=True)
     keys = jax.random.split(key, len(hidden_sizes))
-    return tuple(lstm_init(k, i, h, dtype) for k, (i, h) in zip(keys, sizes, strict=True))
+    return tuple(
+        lstm_init(k, i, h, dtype) for k, (i, h) in zip(keys, sizes, strict=True)
+    )
 
 
 def dense(weights: Dense, x: jax.Array, precision: str = "highest") -> jax.Array:

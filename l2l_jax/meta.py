@@ -305,20 +305,23 @@ def meta_step(
 
 
 class MetaTrainer(NamedTuple):
-    """Meta-training as two pure functions.
+    """Meta-training as pure functions.
 
     Attributes:
       init: `init(key) -> MetaState`.
-      iterate: `iterate(state, key, num_segments) -> (MetaState, metrics)`, jit-compiled:
+      iterate: `iterate(state, key, num_segments) -> (MetaState, metrics)`, compiled:
         one episode (or `meta_batch` at once) of `num_segments` segments, φ updated
         after each. `num_segments` may change without a new compilation. `metrics` is a
         dict of scalars: "train_loss", "gradient_norm", "update_norm" are means over the
         segments that were not skipped (NaN if none was left), "skipped" counts the
         others.
+      program: what `iterate` calls with the task's data in front, for those who want to
+        lower it: `program(data, state, key, num_segments)`.
     """
 
     init: Callable[[jax.Array], MetaState]
     iterate: Callable[[MetaState, jax.Array, int], tuple[MetaState, dict[str, Any]]]
+    program: Callable[..., tuple[MetaState, dict[str, Any]]]
 
 
 def meta_trainer(
@@ -419,7 +422,7 @@ def meta_trainer(
     def iterate(state: MetaState, key: jax.Array, num_segments: int):
         return compiled(task.data, state, key, jnp.asarray(num_segments, jnp.int32))
 
-    return MetaTrainer(init, iterate)
+    return MetaTrainer(init, iterate, compiled)
 
 
 def _mean_over_episodes(gradient: Callable) -> Callable:

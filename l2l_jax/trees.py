@@ -1,4 +1,4 @@
-"""What jax.tree and optax.tree lack: maps with several results, maps over coordinates."""
+"""Trees: maps with several results, maps over coordinates, a test of finiteness."""
 
 from collections.abc import Callable
 from typing import Any

@@ -126,9 +126,7 @@ def step_cells(
     # mapped axis to the front, a transposition of everything. So biases are mapped too;
     # the broadcast is fused away.
     axes = jax.tree.map(lambda w: -1 if w.ndim == 1 else None, weights)
-    weights = jax.tree.map(
-        lambda w: _spread(w, shape) if w.ndim == 1 else w, weights
-    )
+    weights = jax.tree.map(lambda w: _spread(w, shape) if w.ndim == 1 else w, weights)
     output, states = over_coordinates(network, len(shape), (axes, -1, -1))(
         weights, states, jnp.stack(inputs)
     )

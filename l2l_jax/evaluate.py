@@ -52,6 +52,45 @@ class Evaluation(NamedTuple):
         }
 
 
+# They know nothing of the optimizer: all evaluators of a task share what is compiled.
+# A task without its data is a tuple of functions, and so can be a static argument.
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _start(functions: Task, data: PyTree, key: jax.Array, num_runs: int) -> Episode:
+    """Episodes at step 0, their optimizer's state still empty."""
+    begin = functools.partial(
+        start_episode, functions._replace(data=data), optax.identity()
+    )
+    return jax.vmap(begin)(jax.random.split(key, num_runs))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _batches(
+    functions: Task, data: PyTree, episodes: Episode, begin: jax.Array, length: int
+) -> PyTree:
+    """The minibatches of each run in the steps from `begin` on."""
+    return jax.vmap(
+        lambda e: functions.batches(e.key, data, e.instance, begin, length)
+    )(episodes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _frozen_loss(
+    functions: Task, data: PyTree, episodes: Episode, batches: PyTree
+) -> jax.Array:
+    """Sum of the losses of each run's parameters on its minibatches."""
+
+    def one(episode: Episode, batches: PyTree) -> jax.Array:
+        instance = episode.instance
+        losses = jax.lax.map(
+            lambda batch: functions.loss(episode.params, data, instance, batch), batches
+        )
+        return jnp.sum(losses)
+
+    return jax.vmap(one)(episodes, batches)
+
+
 class Evaluator(NamedTuple):
     """Evaluates one family of optimizers on one task; compiled programs are reused.
 
@@ -99,45 +138,49 @@ def evaluator(
     """
     check_sizes("segment_length", (segment_length,))
 
-    # Coordinatewise or not, an optimizer sees the leaves as they are here.
-    @functools.partial(jax.jit, static_argnums=3)
-    def start(data, weights, key, num_runs):
-        begin = functools.partial(start_episode, task._replace(data=data))
-        return jax.vmap(lambda k: begin(transform(weights), k))(
-            jax.random.split(key, num_runs)
-        )
+    functions = task._replace(data=None)
 
-    @functools.partial(jax.jit, static_argnums=3, donate_argnums=2)
-    def advance(data, weights, episodes, length):
-        here = task._replace(data=data)
-        return jax.vmap(lambda e: unroll(here, transform(weights), e, length))(episodes)
+    @functools.partial(jax.jit, static_argnums=4, donate_argnums=2)
+    def advance(data, weights, episodes, batches, length):
+        tx = transform(weights)
 
-    @functools.partial(jax.jit, static_argnums=3)
-    def frozen_loss(data, episodes, begin, length):
-        def one(episode: Episode) -> jax.Array:
-            batches = task.batches(episode.key, data, episode.instance, begin, length)
-            losses = jax.lax.map(
-                lambda b: task.loss(episode.params, data, episode.instance, b), batches
-            )
-            return jnp.sum(losses)
+        def one(episode, drawn):
+            here = task._replace(data=data, batches=lambda *_: drawn)
+            return unroll(here, tx, episode, length)
 
-        return jax.vmap(one)(episodes)
+        return jax.vmap(one)(episodes, batches)
+
+    @jax.jit
+    def init_states(weights, params):
+        return jax.vmap(transform(weights).init)(params)
 
     def evaluate(weights, key, num_steps, num_runs):
         check_sizes("num_steps", (num_steps,))
         check_sizes("num_runs", (num_runs,))
+        # Without a dtype, a Python number would be weakly typed and compile again.
+        weights = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), weights)
         whole, rest = divmod(num_steps, segment_length)
         lengths = [segment_length] * whole + [rest] * (rest > 0)
-        episodes, curves = start(task.data, weights, key, num_runs), []
-        for length in lengths:
-            episodes, losses = advance(task.data, weights, episodes, length)
-            curves.append(np.asarray(losses))
-        total, begin = np.zeros(num_runs), 0
-        for length in lengths:
-            total += np.asarray(
-                frozen_loss(task.data, episodes, jnp.int32(begin), length), float
+        begins = np.cumsum([0, *lengths[:-1]], dtype=np.int32)
+        fresh = _start(functions, task.data, key, num_runs)
+
+        def batches(begin, length):
+            return _batches(functions, task.data, fresh, begin, length)
+
+        states = init_states(weights, fresh.params)
+        # A copy, because `advance` takes its argument's memory over.
+        episodes = jax.tree.map(jnp.copy, fresh)._replace(opt_state=states)
+        curves = []
+        for begin, length in zip(begins, lengths, strict=True):
+            episodes, losses = advance(
+                task.data, weights, episodes, batches(begin, length), length
             )
-            begin += length
+            curves.append(np.asarray(losses))
+        frozen = fresh._replace(params=episodes.params)
+        total = np.zeros(num_runs)
+        for begin, length in zip(begins, lengths, strict=True):
+            drawn = batches(begin, length)
+            total += np.asarray(_frozen_loss(functions, task.data, frozen, drawn))
         return Evaluation(total / num_steps, np.concatenate(curves, axis=1))
 
     return Evaluator(evaluate)

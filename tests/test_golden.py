@@ -1,0 +1,109 @@
+"""Agreement with the authors' original program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from golden import DATA, TRANSFORMS, names, relative_error, weights
+
+from l2l_jax import Task, meta_gradient, no_batches, segment_weights, start_episode
+from l2l_jax.preprocess import log_and_sign, relative_gradients
+
+KINDS = pytest.mark.parametrize("kind", ["rnnprop", "dm"])
+
+
+def trajectory(kind, dtype):
+    tx = TRANSFORMS[kind](weights(kind, dtype))
+    # The coordinates spread over a tree: the rule must not notice.
+    gradients = jnp.asarray(DATA["in/g7"], dtype)
+    tree = {"a": gradients[:, :6].reshape(-1, 2, 3), "b": [gradients[:, 6]]}
+    state = tx.init(jax.tree.map(lambda g: g[0], tree))
+
+    def step(state, g):
+        updates, state = tx.update(g, state)
+        return state, updates
+
+    state, updates = jax.lax.scan(step, state, tree)
+
+    def flat(tree, lead):
+        a = tree["a"].reshape(*tree["a"].shape[:lead], 6)
+        return np.concatenate([a, tree["b"][0][..., None]], axis=-1)
+
+    found = {"delta": flat(updates, 1)}
+    for i, layer in enumerate(state.lstm):
+        found |= {f"c{i}": flat(layer.c, 1).T, f"h{i}": flat(layer.h, 1).T}
+    if kind == "rnnprop":
+        found |= {"m": flat(state.m, 0), "v": flat(state.v, 0)}
+    return found
+
+
+def check_trajectory(kind, dtype, prefix, tolerance):
+    for name, found in trajectory(kind, dtype).items():
+        expected = DATA[f"{prefix}/traj/{kind}/g7/{name}"]
+        if name in ("m", "v"):
+            expected = expected[-1]
+        assert found.dtype == dtype
+        assert relative_error(found, expected) < tolerance, name
+
+
+@KINDS
+def test_trajectory_in_float64(kind, x64):
+    check_trajectory(kind, jnp.float64, "f64", 1e-12)
+
+
+@KINDS
+def test_trajectory_in_float32(kind):
+    check_trajectory(kind, jnp.float32, "f32", 1e-5)
+
+
+def test_preprocessing(x64):
+    g = jnp.asarray(DATA["in/g7"], jnp.float64)
+    expected = DATA["f64/traj/dm/g7/pre"]
+    for form in ("clip", "cases"):
+        found = np.stack(log_and_sign(g, 10.0, form), -1)
+        assert relative_error(found, expected) < 1e-12
+    base = "f64/traj/rnnprop/g7/"
+    powers = 1 - 0.95 ** np.arange(1, 31)[:, None]
+    m_hat, v_hat = DATA[base + "m"] / powers, DATA[base + "v"] / powers
+    found = np.stack(relative_gradients(g, jnp.asarray(m_hat), jnp.asarray(v_hat)), -1)
+    assert relative_error(found, DATA[base + "pre"]) < 1e-12
+
+
+def check_meta_gradient(kind, dtype, tolerance, flatten):
+    a, x0 = (jnp.asarray(DATA[f"in/{n}"], dtype) for n in ("sq_a", "sq_x0"))
+    task = Task(
+        (),
+        lambda key: (),
+        lambda key, instance: x0,
+        no_batches,
+        lambda x, data, instance, batch: jnp.mean(jnp.clip((x - a) ** 2, 0, 10)),
+    )
+    form, word = {"rnnprop": ("last", "last"), "dm": ("avg", "mean")}[kind]
+
+    def transform(phi):
+        tx = TRANSFORMS[kind](phi)
+        return optax.flatten(tx) if flatten else tx
+
+    phi = weights(kind, dtype)
+    episode = start_episode(task, transform(phi), jax.random.key(0))
+    (loss, after), gradient = meta_gradient(
+        phi, transform, task, episode, segment_weights(word, 5)
+    )
+    base = f"f64/meta/{kind}/square/T5/{form}/"
+    assert relative_error(loss, DATA[base + "loss"]) < tolerance
+    assert relative_error(after.params, DATA[base + "theta_last"]) < tolerance
+    found = jax.tree.leaves(gradient)
+    for name, slope in zip(jax.tree.leaves(names(kind)), found, strict=True):
+        assert relative_error(slope, DATA[f"{base}grad/{name}"]) < tolerance, name
+
+
+@KINDS
+@pytest.mark.parametrize("flatten", [False, True])
+def test_meta_gradient_in_float64(kind, flatten, x64):
+    check_meta_gradient(kind, jnp.float64, 1e-12, flatten)
+
+
+@KINDS
+def test_meta_gradient_in_float32(kind):
+    check_meta_gradient(kind, jnp.float32, 5e-5, False)

@@ -29,7 +29,9 @@ def names(kind):
 
 def weights(kind, dtype):
     """φ of the original program."""
-    return jax.tree.map(lambda n: jnp.asarray(DATA[f"w/{kind}/{n}"], dtype), names(kind))
+    return jax.tree.map(
+        lambda n: jnp.asarray(DATA[f"w/{kind}/{n}"], dtype), names(kind)
+    )
 
 
 def relative_error(found, expected):

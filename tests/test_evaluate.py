@@ -1,0 +1,126 @@
+"""Final losses, baselines and their tuning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from l2l_jax import Task, evaluator, quadratic_task
+from l2l_jax.baselines import BASELINES, tune
+
+KEY = jax.random.key(0)
+
+
+def noisy_task():
+    """A parabola whose minimum jumps from step to step."""
+    return Task(
+        (),
+        lambda key: jax.random.normal(key, (2,)),
+        lambda key, centre: jax.random.normal(key, (2,)),
+        lambda key, data, centre, start, length: jnp.sin(
+            1.0 * start + jnp.arange(length)
+        ),
+        lambda x, data, centre, shift: jnp.sum((x - centre - shift) ** 2),
+    )
+
+
+def test_final_loss_is_that_of_the_frozen_parameters():
+    task = noisy_task()
+    result = evaluator(task, optax.sgd, 4).evaluate(0.1, KEY, 10, 3)
+    for run, key in enumerate(jax.random.split(KEY, 3)):
+        sample_key, init_key, _ = jax.random.split(key, 3)
+        centre = np.asarray(task.sample(sample_key))
+        x, curve = np.asarray(task.init(init_key, centre)), []
+        for t in range(10):
+            curve.append(np.sum((x - centre - np.sin(t)) ** 2))
+            x = x - 0.1 * 2 * (x - centre - np.sin(t))
+        final = np.mean([np.sum((x - centre - np.sin(t)) ** 2) for t in range(10)])
+        np.testing.assert_allclose(result.curves[run], curve, rtol=1e-4)
+        np.testing.assert_allclose(result.final[run], final, rtol=1e-4)
+
+
+def test_comparisons_are_paired_and_do_not_compile_again():
+    traces = []
+
+    def transform(rate):
+        traces.append(1)
+        return optax.adam(rate)
+
+    adam = evaluator(noisy_task(), transform)
+    sgd = evaluator(noisy_task(), optax.sgd)
+    first = adam.evaluate(0.1, KEY, 20, 2)
+    np.testing.assert_array_equal(
+        first.curves[:, 0], sgd.evaluate(0.1, KEY, 20, 2).curves[:, 0]
+    )
+    before = len(traces)
+    second = adam.evaluate(np.float32(0.2), KEY, 20, 2)
+    assert len(traces) == before
+    assert not np.array_equal(first.final, second.final)
+
+
+def test_divergence_is_counted():
+    result = evaluator(quadratic_task(3), optax.sgd).evaluate(1e6, KEY, 30, 4)
+    summary = result.summary()
+    assert summary["diverged"] == summary["not_finite"] == summary["runs"] == 4
+    assert summary["mean"] is None
+    grows = evaluator(quadratic_task(3), lambda rate: optax.sgd(-rate))
+    summary = grows.evaluate(1e-3, KEY, 5, 4).summary()
+    assert (summary["diverged"], summary["not_finite"]) == (4, 0)
+
+
+def recursion(name, gradients, rate=0.1):
+    """The update rules of TensorFlow 0.12, in plain NumPy."""
+    x, m, v, d = 0.0, 0.0, 0.0, 0.0
+    v = {"rmsprop": 1.0, "adagrad": 0.1}.get(name, 0.0)
+    for t, g in enumerate(gradients, 1):
+        if name == "sgd":
+            x -= rate * g
+        elif name == "momentum":
+            m = 0.9 * m + g
+            x -= rate * m
+        elif name == "adagrad":
+            v += g * g
+            x -= rate * g / np.sqrt(v)
+        elif name == "adadelta":
+            v = 0.95 * v + 0.05 * g * g
+            step = np.sqrt(d + 1e-8) / np.sqrt(v + 1e-8) * g
+            d = 0.95 * d + 0.05 * step * step
+            x -= rate * step
+        elif name == "rmsprop":
+            v = 0.9 * v + 0.1 * g * g
+            x -= rate * g / np.sqrt(v + 1e-10)
+        else:
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            size = rate * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+            x -= size * m / (np.sqrt(v) + 1e-8)
+    return x
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_baselines_have_the_defaults_of_tensorflow(name):
+    gradients = [0.3, -0.1, 0.05, 2.0, 0.4]
+    tx, x = BASELINES[name](0.1), jnp.float32(0)
+    state = tx.init(x)
+    for g in gradients:
+        updates, state = tx.update(jnp.float32(g), state, x)
+        x = optax.apply_updates(x, updates)
+    np.testing.assert_allclose(x, recursion(name, gradients), rtol=2e-5)
+
+
+def test_tuning_finds_the_best_rate_and_reports_the_edge():
+    evaluation = evaluator(quadratic_task(2), BASELINES["sgd"])
+    result = tune("sgd", evaluation, KEY, num_steps=20, num_runs=4)
+    means = {row["rate"]: row for row in result.table}
+    best = means[result.best_rate]
+    assert best["not_finite"] == 0
+    finite = [r["mean"] for r in result.table if not r["not_finite"]]
+    assert best["mean"] == min(finite)
+    assert not result.edge
+    low = tune(
+        "sgd", evaluation, KEY, num_steps=20, num_runs=4, exponents=range(16, 20)
+    )
+    assert low.edge
+    assert low.best_rate == 2.0**-8
+    with pytest.raises(ValueError, match="'lion'"):
+        tune("lion", evaluation, KEY)

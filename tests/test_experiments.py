@@ -1,0 +1,101 @@
+"""The binaries, run as a user runs them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from l2l_jax import load, runs
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def binary(name, *flags, fails=False):
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *map(str, flags)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, done.stderr
+    return done.stderr if fails else done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small run of two iterations, stopped after one and resumed."""
+    directory = tmp_path_factory.mktemp("trained") / "run"
+    flags = ["--task=quadratic", "--hidden_sizes=3", f"--workdir={directory}"]
+    binary("meta_train", *flags, "--num_iterations=1")
+    text = binary("meta_train", *flags, "--num_iterations=2", "--resume")
+    assert "selected: " in text
+    return directory, flags
+
+
+def test_meta_train_leaves_a_whole_run(trained):
+    directory, flags = trained
+    log = runs.read_log(directory)
+    assert log["iteration"].tolist() == [0, 1]
+    assert np.isfinite(log["train_loss"]).all()
+    learned = load(directory / "weights" / "00000002.npz")
+    assert learned.params.lstm[0].bias.shape == (12,)
+    assert learned.training["iterations"] == 2
+    message = binary("meta_train", *flags, fails=True)
+    assert "holds a run" in message
+    assert "Traceback" not in message
+
+
+def test_tune_and_evaluate(trained, tmp_path):
+    shared = ["--task=quadratic", "--num_steps=10", "--num_runs=3"]
+    tuned, compared = tmp_path / "tuned", tmp_path / "compared"
+    binary("tune_baselines", *shared, "--optimizers=adam", f"--outdir={tuned}")
+    rate = json.loads((tuned / "tuned.json").read_text())["optimizers"]["adam"]["rate"]
+    assert 0.01 < rate < 1
+    weights = trained[0] / "weights" / "00000002.npz"
+    text = binary(
+        "evaluate",
+        *shared,
+        f"--weights=ours={weights}",
+        f"--tuned={tuned}/tuned.json",
+        f"--outdir={compared}",
+    )
+    assert "| ours " in text
+    result = json.loads((compared / "table.json").read_text())
+    for name in ("ours", "adam"):
+        values = result["final_losses"][name]
+        row = next(r for r in result["table"] if r["optimizer"] == name)
+        np.testing.assert_allclose(np.mean(values), row["mean"])
+        assert row["runs"] == len(values) == 3
+    assert (compared / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (compared / "table.csv").read_text().count("\n") == 3
+
+
+def test_quickstart(tmp_path):
+    (tmp_path / "out").mkdir()  # taken, and so left alone
+    text = binary("quickstart", "--quick", f"--outdir={tmp_path / 'out'}")
+    out = tmp_path / "out-2"
+    assert f"writing to {out}" in text
+    rows = json.loads((out / "table.json").read_text())
+    assert {row["optimizer"] for row in rows} >= {"rnnprop", "adam", "momentum"}
+    assert all(row["runs"] == 2 and row["mean"] > 0 for row in rows)
+    assert load(out / "rnnprop.npz").kind == "rnnprop"
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "text"),
+    [
+        ("meta_train", ["--task=nothing", "--workdir=x"], "digits_mlp"),
+        ("meta_train", ["--task=mnist_mlp", "--workdir=x"], "data_dir"),
+        ("evaluate", ["--weights=none.npz", "--outdir=x"], "none.npz"),
+        ("tune_baselines", ["--task=quadratic"], "outdir"),
+    ],
+)
+def test_errors_of_users_are_one_line(name, flags, text):
+    message = binary(name, *flags, fails=True)
+    assert text in message
+    assert "Traceback" not in message

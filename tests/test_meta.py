@@ -1,0 +1,265 @@
+"""Meta-training: scans, gradients, truncation, and what is never applied."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from l2l_jax import (
+    Task,
+    combine,
+    convex_task,
+    learned_optimizer,
+    meta_gradient,
+    meta_trainer,
+    no_batches,
+    quadratic_task,
+    segment_weights,
+    start_episode,
+    unroll,
+)
+from l2l_jax.meta import MetaState, meta_step
+
+SMALL = {"hidden_sizes": (3,), "input_size": 3}
+OPTIMIZER = learned_optimizer("rnnprop", SMALL)
+
+
+def centred_task(centre):
+    """A smooth bowl that is not a parabola, so that its gradient's slope varies."""
+    return Task(
+        (),
+        lambda key: (),
+        lambda key, instance: jnp.linspace(-1, 1, 3) + 0 * centre,
+        no_batches,
+        lambda x, data, instance, batch: jnp.sum(jnp.cosh(x - centre)),
+    )
+
+
+def test_scan_equals_a_python_loop():
+    task, tx = quadratic_task(4), OPTIMIZER.transform(OPTIMIZER.init(jax.random.key(0)))
+    episode = start_episode(task, tx, jax.random.key(1))
+    after, losses = jax.jit(lambda e: unroll(task, tx, e, 5))(episode)
+    params, state = episode.params, episode.opt_state
+    for t in range(5):
+        loss, g = jax.value_and_grad(task.loss)(params, (), episode.instance, None)
+        updates, state = tx.update(g, state)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(losses[t], loss, rtol=1e-5)
+    np.testing.assert_allclose(after.params, params, rtol=1e-5, atol=1e-6)
+    assert int(after.step) == 5
+
+
+def slopes(second_order, x64_task=None):
+    task = x64_task or centred_task(jnp.array([0.3, -0.2, 0.6]))
+    phi = jax.tree.map(
+        lambda x: x.astype(jnp.float64), OPTIMIZER.init(jax.random.key(0))
+    )
+    episode = start_episode(task, OPTIMIZER.transform(phi), jax.random.key(1))
+    weights = np.array([0.5, 0.0, 1.0, 2.0])
+    gradient = meta_gradient(
+        phi, OPTIMIZER.transform, task, episode, weights, second_order
+    )[1]
+    return task, phi, episode, weights, gradient
+
+
+def replay(task, phi, episode, weights, gradients):
+    """Meta-loss with the gradients given (constant) or, if None, the true ones."""
+    tx, params, state, total = (
+        OPTIMIZER.transform(phi),
+        episode.params,
+        episode.opt_state,
+        0.0,
+    )
+    seen = []
+    for t, w in enumerate(weights):
+        loss, g = jax.value_and_grad(task.loss)(params, (), (), None)
+        g = g if gradients is None else gradients[t]
+        seen.append(g)
+        total += w * loss
+        updates, state = tx.update(g, state)
+        params = params + updates
+    return total, seen
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_meta_gradient_equals_finite_differences(second_order, x64):
+    task, phi, episode, weights, gradient = slopes(second_order)
+    fixed = None if second_order else replay(task, phi, episode, weights, None)[1]
+    loss = jax.jit(lambda phi: replay(task, phi, episode, weights, fixed)[0])
+    leaves, structure = jax.tree.flatten(phi)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    direction = structure.unflatten(
+        [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    )
+    step = 1e-5
+
+    def moved(sign):
+        return loss(jax.tree.map(lambda x, d: x + sign * step * d, phi, direction))
+
+    expected = (moved(1) - moved(-1)) / (2 * step)
+    found = optax.tree.vdot(gradient, direction)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_first_order_equals_differentiation_by_jax(x64):
+    task, phi, episode, weights, gradient = slopes(False)
+
+    def reference(phi):
+        tx = OPTIMIZER.transform(phi)
+        params, state, total = episode.params, episode.opt_state, 0.0
+        for w in weights:
+            loss, g = jax.value_and_grad(task.loss)(params, (), (), None)
+            updates, state = tx.update(jax.lax.stop_gradient(g), state)
+            params, total = params + updates, total + w * loss
+        return total
+
+    for a, b in zip(
+        jax.tree.leaves(gradient),
+        jax.tree.leaves(jax.grad(reference)(phi)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
+    second = jax.tree.leaves(slopes(True)[-1])
+    first = jax.tree.leaves(gradient)
+    assert any(np.abs(a - b).max() > 1e-6 for a, b in zip(first, second, strict=True))
+
+
+def test_nothing_flows_across_a_truncation(x64):
+    task, phi, episode, weights, _ = slopes(False)
+    tx = OPTIMIZER.transform(phi)
+    middle, _ = unroll(task, tx, episode, 4)
+    cut = meta_gradient(phi, OPTIMIZER.transform, task, middle, weights)[1]
+
+    def whole(phi):
+        after, _ = unroll(task, OPTIMIZER.transform(phi), episode, 4)
+        _, losses = unroll(task, OPTIMIZER.transform(phi), after, 4)
+        return losses @ weights
+
+    uncut = jax.grad(whole)(phi)
+    assert np.abs(cut.output.bias - uncut.output.bias).max() > 1e-6
+    # The trainer's second update is that of the cut gradient.
+    trainer = meta_trainer(
+        task, OPTIMIZER, optax.sgd(0.0), segment_length=4, weights=weights
+    )
+    state = MetaState(phi, optax.sgd(0.0).init(phi), jnp.zeros([], jnp.int32))
+    _, metrics = trainer.iterate(state, jax.random.key(1), 2)
+    first = optax.tree.norm(slopes(False)[-1])
+    np.testing.assert_allclose(
+        metrics["gradient_norm"], (first + optax.tree.norm(cut)) / 2, rtol=1e-6
+    )
+
+
+def test_meta_batch_is_the_mean_of_its_episodes():
+    outer, phi = optax.sgd(1.0), OPTIMIZER.init(jax.random.key(0))
+    key = jax.random.key(5)
+
+    def moved(meta_batch, key):
+        trainer = meta_trainer(
+            quadratic_task(3), OPTIMIZER, outer, segment_length=3, meta_batch=meta_batch
+        )
+        state = MetaState(phi, outer.init(phi), jnp.zeros([], jnp.int32))
+        new, _ = trainer.iterate(state, key, 1)
+        return jax.tree.map(jnp.subtract, new.phi, phi)
+
+    both = moved(2, key)
+    one, two = (moved(1, k) for k in jax.random.split(key, 2))
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, one, two)
+    for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(mean), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_other_horizons_and_data_do_not_compile_again():
+    traces = []
+
+    def loss(x, data, instance, batch):
+        traces.append(1)
+        return jnp.sum((x - data) ** 2)
+
+    task = Task(jnp.ones(2), lambda k: (), lambda k, i: jnp.zeros(2), no_batches, loss)
+    trainer = meta_trainer(task, OPTIMIZER, optax.adam(1e-3), segment_length=2)
+    state = trainer.init(jax.random.key(0))
+    state, _ = trainer.iterate(state, jax.random.key(1), 2)
+    before = len(traces)
+    state, metrics = trainer.iterate(state, jax.random.key(2), 7)
+    trainer.program(5 * jnp.ones(2), state, jax.random.key(3), jnp.int32(1))
+    assert len(traces) == before
+    assert int(state.step) == 2
+    assert int(metrics["skipped"]) == 0
+
+
+def test_learning_lowers_the_loss():
+    trainer = meta_trainer(
+        combine(convex_task(5), quadratic_task(2)), OPTIMIZER, optax.adam(1e-2)
+    )
+    state, losses = trainer.init(jax.random.key(0)), []
+    for key in jax.random.split(jax.random.key(1), 60):
+        state, metrics = trainer.iterate(state, key, 3)
+        losses.append(float(metrics["train_loss"]))
+    assert np.mean(losses[-15:]) < 0.5 * np.mean(losses[:15])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_gradients_are_counted_and_never_applied(bad):
+    def loss(x, data, instance, step):
+        return jnp.sum(x**2) * jnp.where(step == 3, bad, 1.0)
+
+    task = Task(
+        (),
+        lambda key: (),
+        lambda key, instance: jnp.ones(2),
+        lambda key, data, instance, start, length: start + jnp.arange(length),
+        loss,
+    )
+    outer = optax.adam(1e-2)
+    trainer = meta_trainer(task, OPTIMIZER, outer, segment_length=2)
+    state = trainer.init(jax.random.key(0))
+    one, _ = trainer.iterate(state, jax.random.key(1), 1)
+    # Steps 2 and 3, and all that comes after the broken update, give nothing.
+    three, metrics = trainer.iterate(state, jax.random.key(1), 3)
+    assert int(metrics["skipped"]) == 2
+    assert np.isfinite(metrics["train_loss"])
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(three), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_single_step_takes_any_outer_optimizer():
+    phi = {"w": jnp.ones(2)}
+    outer = optax.chain(optax.clip(0.1), optax.sgd(1.0))
+    state = MetaState(phi, outer.init(phi), jnp.zeros([], jnp.int32))
+    new, metrics = meta_step(outer, state, jnp.float32(1), {"w": jnp.array([9.0, 0.0])})
+    np.testing.assert_allclose(new.phi["w"], [0.9, 1.0])
+    assert not metrics.skipped
+
+
+@pytest.mark.parametrize(
+    "weights", ["first", [1.0, 2.0], [0.0, 0.0, 0.0], [1.0, np.nan, 0.0]]
+)
+def test_bad_loss_weights(weights):
+    with pytest.raises(ValueError, match="weights must be"):
+        segment_weights(weights, 3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("init", lambda key, instance: jnp.ones(2, int), "floating|float16"),
+        ("batches", lambda *args: jnp.zeros(5), "leading axis"),
+        ("loss", lambda x, data, instance, batch: x, "scalar"),
+    ],
+)
+def test_a_task_that_breaks_its_contract_is_refused(field, value, text):
+    task = quadratic_task(3)._replace(**{field: value})
+    with pytest.raises(TypeError, match=text):
+        meta_trainer(task, OPTIMIZER, optax.sgd(1.0))
+
+
+def test_equal_keys_give_equal_episodes():
+    task = quadratic_task(3)
+    starts = [
+        functools.partial(start_episode, task, tx)(jax.random.key(7))
+        for tx in (optax.sgd(0.1), optax.adam(0.1))
+    ]
+    np.testing.assert_array_equal(starts[0].params, starts[1].params)

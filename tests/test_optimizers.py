@@ -1,0 +1,246 @@
+"""The learned optimizers as optax transformations: a table of rules x contracts."""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from l2l_jax import dm_init, dm_transform, rnnprop_init, rnnprop_transform
+from l2l_jax.lstm import LSTMState, LSTMWeights, lstm_cell
+
+SIZES = {"hidden_sizes": (4, 3)}
+PHI = {
+    "rnnprop": rnnprop_init(jax.random.key(0), input_size=5, **SIZES),
+    "dm": dm_init(jax.random.key(0), **SIZES),
+}
+TRANSFORMS = {"rnnprop": rnnprop_transform, "dm": dm_transform}
+RULES = pytest.mark.parametrize("rule", list(PHI))
+
+
+class Pair(typing.NamedTuple):
+    x: typing.Any
+    y: typing.Any
+
+
+def make(rule, **options):
+    return TRANSFORMS[rule](PHI[rule], **options)
+
+
+def tree():
+    return {
+        "half": jnp.ones((2, 3), jnp.float16),
+        "brain": [jnp.full((4,), 0.5, jnp.bfloat16), None],
+        "scalar": jnp.float32(2.0),
+        "pair": Pair(jnp.ones((1, 2, 2)), ()),
+        "empty": {},
+        "masked": optax.MaskedNode(),
+        "no elements": jnp.zeros((0, 3)),
+    }
+
+
+def dtypes(x):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), x)
+
+
+@RULES
+def test_any_tree_keeps_structure_shapes_and_dtypes(rule):
+    tx, theta = make(rule), tree()
+    state = tx.init(theta)
+    assert jax.tree.structure(jax.eval_shape(tx.init, theta)) == jax.tree.structure(
+        state
+    )
+    for hidden, layer in zip((4, 3), state.lstm, strict=True):
+        assert jax.tree.structure(layer.h) == jax.tree.structure(theta)
+        for h, p in zip(jax.tree.leaves(layer.h), jax.tree.leaves(theta), strict=True):
+            assert h.shape == (hidden, *p.shape)
+    for _ in range(2):
+        updates, new = tx.update(theta, state)
+        assert dtypes(updates) == dtypes(theta)
+        assert dtypes(new) == dtypes(state)
+        state = new
+    assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
+    assert any(jnp.any(u != 0) for u in jax.tree.leaves(updates))
+
+
+@RULES
+def test_float64_leaves(rule, x64):
+    tx, theta = make(rule), {"a": jnp.ones(2, jnp.float64), "b": jnp.ones(2)}
+    theta["b"] = theta["b"].astype(jnp.float32)
+    updates, state = tx.update(theta, tx.init(theta))
+    assert updates["a"].dtype == jnp.float64 == state.lstm[0].h["a"].dtype
+    assert updates["b"].dtype == jnp.float32 == state.lstm[0].h["b"].dtype
+
+
+@RULES
+def test_gradients_of_another_dtype_than_the_parameters(rule):
+    tx, theta = make(rule), jnp.ones(3)
+    state = tx.init(theta)
+    updates, new = tx.update(theta.astype(jnp.bfloat16), state)
+    assert updates.dtype == jnp.bfloat16
+    assert dtypes(new) == dtypes(state)
+
+
+@RULES
+def test_state_dtype_only_rounds_the_state(rule):
+    theta = jnp.linspace(-1, 1, 5)
+    small, plain = make(rule, state_dtype="bfloat16"), make(rule)
+    updates, state = small.update(theta, small.init(theta))
+    assert state.lstm[0].c.dtype == jnp.bfloat16
+    assert updates.dtype == jnp.float32
+    np.testing.assert_array_equal(updates, plain.update(theta, plain.init(theta))[0])
+
+
+@RULES
+def test_no_second_compilation_and_donation(rule):
+    tx, theta = make(rule), {"a": jnp.ones((2, 2)), "b": jnp.float32(1)}
+    traces = []
+
+    def update(g, state):
+        traces.append(1)
+        return tx.update(g, state)
+
+    step = jax.jit(update, donate_argnums=1)
+    state = tx.init(theta)
+    for _ in range(3):
+        _, state = step(theta, state)
+    assert len(traces) == 1
+
+
+WRAPPERS = {
+    "chain": lambda tx, _: optax.chain(optax.clip_by_global_norm(1.0), tx),
+    "masked": lambda tx, _: optax.masked(tx, {"a": True, "b": False}),
+    "partition": lambda tx, _: optax.partition(
+        {"ours": tx, "sgd": optax.sgd(0.1)}, {"a": "ours", "b": "sgd"}
+    ),
+    "inject": lambda _, rule: optax.inject_hyperparams(TRANSFORMS[rule])(
+        params=PHI[rule], step_size=optax.constant_schedule(0.1)
+    ),
+    "multi steps": lambda tx, _: optax.MultiSteps(tx, 2).gradient_transformation(),
+    "if finite": lambda tx, _: optax.apply_if_finite(tx, 3),
+    "flatten": lambda tx, _: optax.flatten(tx),
+}
+
+
+@RULES
+@pytest.mark.parametrize("wrapper", list(WRAPPERS))
+def test_within_optax(rule, wrapper):
+    tx = WRAPPERS[wrapper](make(rule), rule)
+    theta = {"a": 0.1 * jnp.ones((2, 2)), "b": jnp.full(3, 0.2)}
+    state = tx.init(theta)
+    step = jax.jit(lambda g, s: tx.update(g, s, None))
+    for _ in range(2):
+        updates, state = step(theta, state)
+    plain = make(rule)
+    expected, inner = plain.update(theta, plain.init(theta))
+    if wrapper != "multi steps":
+        expected, _ = plain.update(theta, inner)
+    np.testing.assert_allclose(updates["a"], expected["a"], rtol=1e-4, atol=1e-7)
+    others = {"masked": theta["b"], "partition": -0.1 * theta["b"]}
+    np.testing.assert_allclose(
+        updates["b"], others.get(wrapper, expected["b"]), rtol=1e-4, atol=1e-7
+    )
+
+
+@RULES
+def test_extra_arguments_and_vmap(rule):
+    tx = make(rule)
+    g = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)
+    one, _ = tx.update(g, tx.init(g), value=jnp.float32(1.0))
+    many, _ = jax.vmap(lambda g: tx.update(g, tx.init(g)))(g)
+    np.testing.assert_allclose(one, many, rtol=1e-6)
+
+
+@RULES
+def test_map_params_finds_the_state(rule):
+    tx, theta = make(rule), {"w": jnp.ones((2, 2))}
+    doubled = optax.tree.map_params(tx, lambda x: x + 1, tx.init(theta))
+    assert float(doubled.lstm[1].c["w"].min()) == 1
+
+
+@RULES
+@pytest.mark.parametrize("first", [0, 5])
+def test_zero_gradients_give_finite_updates_and_derivatives(rule, first):
+    def total(phi, eps):
+        options = {"eps": eps} if rule == "rnnprop" else {}
+        tx = TRANSFORMS[rule](phi, **options)
+        theta = jnp.zeros(2)
+
+        def step(carry, t):
+            theta, state = carry
+            # The second coordinate never has a gradient, the first none for a while.
+            g = jnp.where(t < first, 0, 1) * jnp.array([1.0, 0.0]) * (1 + theta)
+            updates, state = tx.update(g, state)
+            return (theta + updates, state), updates
+
+        _, updates = jax.lax.scan(step, (theta, tx.init(theta)), jnp.arange(8))
+        return jnp.sum(updates**2), updates
+
+    for eps in (1e-8, 0.0):
+        (_, updates), slope = jax.value_and_grad(total, has_aux=True)(PHI[rule], eps)
+        assert jnp.isfinite(updates).all()
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+        assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(slope))
+
+
+def test_rnnprop_reduces_to_the_sign_of_its_output():
+    """No weight but the read-out's bias: every coordinate moves by -α·tanh(bias)."""
+    phi = jax.tree.map(jnp.zeros_like, PHI["rnnprop"])
+    phi = phi._replace(output=phi.output._replace(bias=jnp.array([0.5])))
+    tx, theta = rnnprop_transform(phi, step_size=0.2), jnp.arange(4.0)
+    updates, _ = tx.update(theta, tx.init(theta))
+    np.testing.assert_allclose(updates, -0.2 * np.tanh(0.5) * np.ones(4), rtol=1e-6)
+
+
+def test_rnnprop_does_not_see_the_scale_of_gradients():
+    tx, g = make("rnnprop"), jnp.array([1.0, -3.0, 2.5])
+    small, _ = tx.update(g, tx.init(g))
+    large, _ = tx.update(1024 * g, tx.init(g))
+    np.testing.assert_allclose(small, large, rtol=1e-6)
+
+
+def test_cell_against_numpy(x64):
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(size=(5, 12)), rng.normal(size=12)
+    x, c, h = rng.normal(size=2), rng.normal(size=3), rng.normal(size=3)
+    gates = np.concatenate([x, h]) @ kernel + bias
+    i, j, f, o = gates.reshape(4, 3)
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
+    new_c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(j)
+    new_h = sigmoid(o) * np.tanh(new_c)
+    weights = LSTMWeights(jnp.asarray(kernel), jnp.asarray(bias))
+    state = lstm_cell(
+        weights, LSTMState(jnp.asarray(c), jnp.asarray(h)), jnp.asarray(x)
+    )
+    np.testing.assert_allclose(state.c, new_c, rtol=1e-12)
+    np.testing.assert_allclose(state.h, new_h, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: rnnprop_transform(PHI["dm"]), TypeError, "RNNpropParams"),
+        (lambda: make("rnnprop", b1=1.0), ValueError, r"b1 .* 1\.0"),
+        (lambda: make("rnnprop", b2=-0.1), ValueError, r"b2 .* -0\.1"),
+        (lambda: make("rnnprop", step_size=-1), ValueError, "step_size"),
+        (lambda: make("dm", p=0), ValueError, "p must"),
+        (lambda: make("dm", form="other"), ValueError, "'other'"),
+        (lambda: make("dm", state_dtype="int8"), ValueError, "'int8'"),
+        (lambda: make("dm", precision="low"), ValueError, "'low'"),
+        (lambda: rnnprop_init(jax.random.key(0), (20, 0)), ValueError, r"\(20, 0\)"),
+        (
+            lambda: dm_transform(PHI["dm"]._replace(lstm=PHI["dm"].lstm[:1])),
+            ValueError,
+            r"output.kernel must have shape \(4, 1\)",
+        ),
+        (lambda: make("dm").init({"n": jnp.ones(2, int)}), TypeError, r"\['n'\]"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(call, error, text):
+    with pytest.raises(error, match=text):
+        call()

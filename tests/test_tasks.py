@@ -1,0 +1,185 @@
+"""Optimizees and the transforms of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2l_jax import (
+    Task,
+    combine,
+    convex_task,
+    no_batches,
+    quadratic_task,
+    random_scaling,
+)
+from l2l_jax.tasks import CNN, MLP, Dataset, classification_task
+from l2l_jax.tasks.conv import shifted_convolution
+
+KEY = jax.random.key(0)
+
+
+def data(shape=(8, 8, 1), count=40):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+    return Dataset(images, rng.integers(0, 10, count).astype(np.int32))
+
+
+def tree_task():
+    """Sum of exponentials over a tree with a scalar and an empty branch."""
+
+    def loss(p, data, instance, batch):
+        return jnp.sum(jnp.exp(0.1 * p["a"])) + instance * p["b"][0] ** 2
+
+    return Task(
+        (),
+        lambda key: jax.random.uniform(key, ()),
+        lambda key, instance: {"a": jnp.linspace(-1, 1, 4), "b": [jnp.float32(2), ()]},
+        no_batches,
+        loss,
+    )
+
+
+@pytest.mark.parametrize("task", [tree_task(), quadratic_task(5)])
+def test_random_scaling_identities(task):
+    scaled = random_scaling(task, 2.0)
+    instance, c = scaled.sample(KEY)
+    theta = scaled.init(jax.random.key(1), (instance, c))
+    plain = task.init(jax.random.key(1), instance)
+    assert jax.tree.structure(theta) == jax.tree.structure(plain)
+    args = ((), None)
+
+    def f(x):
+        return task.loss(x, args[0], instance, None)
+
+    def f_c(x):
+        return scaled.loss(x, args[0], (instance, c), None)
+
+    np.testing.assert_allclose(f_c(theta), f(plain), rtol=1e-5)
+    slopes = jax.tree.map(jnp.multiply, c, jax.grad(f)(plain))
+    for a, b in zip(
+        jax.tree.leaves(jax.grad(f_c)(theta)), jax.tree.leaves(slopes), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+    assert all(jnp.all(jnp.abs(jnp.log(x)) <= 2.0001) for x in jax.tree.leaves(c))
+
+
+def test_no_bound_is_the_identity_and_scales_are_log_uniform():
+    task = quadratic_task(2000)
+    _, c = random_scaling(task, 0.0).sample(KEY)
+    assert jnp.all(c == 1)
+    _, c = random_scaling(task, 3.0).sample(KEY)
+    logs = np.sort(np.log(c))
+    np.testing.assert_allclose(logs, np.linspace(-3, 3, 2000), atol=0.25)
+    _, other = random_scaling(task, 3.0).sample(jax.random.key(9))
+    assert not np.array_equal(c, other)
+    with pytest.raises(ValueError, match=r"bound .* -1"):
+        random_scaling(task, -1.0)
+
+
+def test_combination_is_the_weighted_sum():
+    parts = (quadratic_task(3), convex_task(4), tree_task())
+    task = combine(*parts, weights=(1.0, 0.5, 2.0))
+    instance = task.sample(KEY)
+    params = task.init(jax.random.key(1), instance)
+    batch = task.batches(jax.random.key(2), task.data, instance, jnp.int32(0), 5)
+    assert len(batch) == 3
+    values = [
+        p.loss(x, (), i, None) for p, x, i in zip(parts, params, instance, strict=True)
+    ]
+    found = task.loss(params, task.data, instance, (None,) * 3)
+    np.testing.assert_allclose(found, np.dot(values, [1, 0.5, 2]), rtol=1e-6)
+    with pytest.raises(ValueError, match="as many as tasks, 3"):
+        combine(*parts, weights=(1.0,))
+
+
+def test_convex_function_and_its_clip():
+    task = convex_task(6, v_range=(2, 3), x_range=(0, 0), clip=1.5)
+    v = task.sample(KEY)
+    x = task.init(KEY, v)
+    assert jnp.all((v >= 2) & (v <= 3))
+    assert jnp.all(x == 0)
+    np.testing.assert_allclose(task.loss(x, (), v, None), 1.5)
+    np.testing.assert_allclose(task.loss(v - 0.5, (), v, None), 0.25)
+
+
+def test_base_mlp_and_its_initial_parameters():
+    task = classification_task(MLP(), data((28, 28, 1)), batch_size=8)
+    params = task.init(KEY, ())
+    flat = np.concatenate([x.ravel() for x in jax.tree.leaves(params)])
+    assert flat.size == 15_910
+    np.testing.assert_allclose([flat.mean(), flat.std()], [0, 0.1], atol=0.003)
+    assert np.all(params["Dense_0"]["bias"] != 0)
+    own = classification_task(MLP(), data(), batch_size=8, init_std=None)
+    assert np.all(own.init(KEY, ())["Dense_0"]["bias"] == 0)
+    assert task.data.images.dtype == jnp.uint8
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "elu", "tanh"])
+def test_loss_is_the_mean_cross_entropy(activation):
+    module = MLP(depth=2, width=5, activation=activation)
+    set_ = data()
+    task = classification_task(module, set_, batch_size=8, pixel_range=(-0.5, 0.5))
+    params = task.init(KEY, ())
+    indices = task.batches(KEY, task.data, (), jnp.int32(3), 2)
+    x = set_.images[indices[1]] / 255 - 0.5
+    logits = np.asarray(module.apply({"params": params}, jnp.float32(x)), float)
+    logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -logs[np.arange(8), set_.labels[indices[1]]].mean()
+    found = task.loss(params, task.data, (), indices[1])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert len(params) == 3
+    whole = task.batches(KEY, task.data, (), jnp.int32(0), 5)
+    np.testing.assert_array_equal(whole[3:], indices)
+
+
+@pytest.mark.parametrize("side", [8, 7])
+def test_shifted_convolutions_are_those_of_xla(side):
+    losses = {}
+    for convolution in ("shifted", "xla"):
+        module = CNN("c-c-p-f", channels=(3,), convolution=convolution)
+        task = classification_task(module, data((side, side, 2)), batch_size=4)
+        params = task.init(KEY, ())
+        losses[convolution] = jax.value_and_grad(task.loss)(
+            params, task.data, (), jnp.arange(4)
+        )
+    for a, b in zip(*map(jax.tree.leaves, losses.values()), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_sizes_of_the_papers_cnns():
+    def shapes(layers):
+        tree = jax.eval_shape(CNN(layers).init, KEY, jnp.zeros((1, 28, 28, 1)))
+        return jax.tree.map(lambda x: x.shape, tree["params"])
+
+    small, large = shapes("c-c-p-f"), shapes("c-c-p-c-c-p-f-f")
+    assert small["Conv_1"]["kernel"] == (3, 3, 16, 16)
+    assert small["Dense_0"]["kernel"] == (14 * 14 * 16, 10)
+    assert large["Conv_2"]["kernel"] == (3, 3, 16, 32)
+    assert large["Dense_0"]["kernel"] == (7 * 7 * 32, 64)
+    assert large["Dense_1"]["kernel"] == (64, 10)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: CNN("c-f-p"), "'c-f-p'"),
+        (lambda: CNN("c-p"), "'c-p'"),
+        (lambda: CNN("c-p-c-p-c-f"), "channels must name 3"),
+        (lambda: CNN(convolution="fast"), "'fast'"),
+        (lambda: MLP(activation="swish"), "'swish'"),
+        (lambda: MLP(depth=-1), "-1"),
+        (lambda: classification_task(MLP(), data(), batch_size=41), "40, got 41"),
+        (lambda: quadratic_task(0), "num_dims"),
+        (lambda: convex_task(v_range=(1, -1)), "v_range"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+def test_another_convolution_is_refused():
+    x, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
+    with pytest.raises(ValueError, match=r"\(2, 2\)"):
+        shifted_convolution(x, kernel, (2, 2), "SAME")

@@ -314,8 +314,13 @@ def raise_signals(iteration, *signums):
 
 def test_second_signal_acts_as_usual(tmp_path):
     progress = raise_signals(3, signal.SIGTERM, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        toy.toy_run(tmp_path, 40, progress=progress)
+    # A shell that starts the tests in the background has SIGINT ignored.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            toy.toy_run(tmp_path, 40, progress=progress)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert checkpoint.iterations(tmp_path) == (0,)
 
 

@@ -1,4 +1,4 @@
-"""MNIST through TensorFlow Datasets, prepared from the official files, no network."""
+"""Data sets of TensorFlow Datasets, prepared from the official files, no network."""
 
 import collections
 import importlib.util
@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from l2l_jax.tasks.data import NUM_EXAMPLES, load_mnist, load_tfds
+from l2l_jax.tasks.data import NUM_EXAMPLES, load_dataset, load_tfds
 
 needs_tfds = pytest.mark.skipif(
     not importlib.util.find_spec("tensorflow_datasets"),
@@ -29,18 +30,19 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.resource import get_dl_fname
 from l2l_jax.tasks.data import load_tfds
 
-official, data_dir = map(pathlib.Path, sys.argv[1:])
-(data_dir / "downloads").mkdir(parents=True)
-for url, info in tfds.builder("mnist", data_dir=data_dir).url_infos.items():
+dataset, *directories = sys.argv[1:]
+official, data_dir = map(pathlib.Path, directories)
+(data_dir / "downloads").mkdir(parents=True, exist_ok=True)
+for url, info in tfds.builder(dataset, data_dir=data_dir).url_infos.items():
     name = url.rsplit("/", 1)[1]
     path = data_dir / "downloads" / get_dl_fname(url, info.checksum)
     shutil.copyfile(official / name, path)
     url_info = {"size": info.size, "checksum": info.checksum, "filename": name}
-    content = {"urls": [url], "dataset_names": ["mnist"], "original_fname": name}
+    content = {"urls": [url], "dataset_names": [dataset], "original_fname": name}
     path.with_name(path.name + ".INFO").write_text(
         json.dumps(content | {"url_info": url_info})
     )
-assert load_tfds("mnist", "validation", data_dir).images.shape == (5_000, 28, 28, 1)
+assert len(load_tfds(dataset, "test", data_dir).labels) == 10_000
 assert "tensorflow" in sys.modules
 """
 
@@ -50,9 +52,9 @@ import sys
 import numpy as np
 from l2l_jax.tasks.data import NUM_EXAMPLES, load_dataset
 
-data_dir, out = sys.argv[1:]
-for split in NUM_EXAMPLES["mnist"]:
-    found = load_dataset("mnist", split, data_dir, source="tfds")
+dataset, data_dir, out = sys.argv[1:]
+for split in NUM_EXAMPLES[dataset]:
+    found = load_dataset(dataset, split, data_dir, source="tfds")
     np.savez(f"{out}/{split}.npz", **found._asdict())
 assert "tensorflow_datasets" in sys.modules
 assert "tensorflow" not in sys.modules
@@ -106,13 +108,13 @@ def official():
     directory = os.environ.get("L2L_DATA_DIR")
     if not directory:
         pytest.skip("L2L_DATA_DIR names no directory of the real data")
-    return Path(directory, "mnist")
+    return Path(directory)
 
 
 @pytest.fixture(scope="module")
 def prepared(official, tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds") / "data"
-    run(PREPARE, official, directory)
+    run(PREPARE, "mnist", official / "mnist", directory)
     return directory
 
 
@@ -125,7 +127,7 @@ def rows(images, labels):
 @needs_tfds
 @needs_tensorflow
 def test_prepared_mnist_is_read_without_tensorflow(official, prepared, tmp_path):
-    run(READ, prepared, tmp_path)
+    run(READ, "mnist", prepared, tmp_path)
     total = {"tfds": collections.Counter(), "files": collections.Counter()}
     for split, count in NUM_EXAMPLES["mnist"].items():
         with np.load(tmp_path / f"{split}.npz") as found:
@@ -133,11 +135,37 @@ def test_prepared_mnist_is_read_without_tensorflow(official, prepared, tmp_path)
         assert (images.shape, images.dtype) == ((count, 28, 28, 1), np.uint8)
         assert (labels.shape, labels.dtype) == ((count,), np.int32)
         if split == "test":
-            assert rows(images, labels) == rows(*load_mnist(official, "test"))
+            assert rows(images, labels) == rows(
+                *load_dataset("mnist", "test", official)
+            )
         else:
             total["tfds"] += rows(images, labels)
-            total["files"] += rows(*load_mnist(official, split))
+            total["files"] += rows(*load_dataset("mnist", split, official))
     assert total["tfds"] == total["files"]
+
+
+@needs_tfds
+@needs_tensorflow
+def test_prepared_cifar10_is_read_without_tensorflow(official, tmp_path):
+    # The archive as it is downloaded, gzipped; the pixels' order is in it.
+    (packed,) = official.glob("cifar-10-binary.tar.*")
+    with (
+        tarfile.open(packed) as source,
+        tarfile.open(
+            tmp_path / "cifar-10-binary.tar.gz", "w:gz", compresslevel=1
+        ) as to,
+    ):
+        for member in source:
+            to.addfile(member, source.extractfile(member) if member.isfile() else None)
+    run(PREPARE, "cifar10", tmp_path, tmp_path / "data")
+    run(READ, "cifar10", tmp_path / "data", tmp_path)
+    for split, count in NUM_EXAMPLES["cifar10"].items():
+        with np.load(tmp_path / f"{split}.npz") as found:
+            images, labels = found["images"], found["labels"]
+        assert (images.shape, images.dtype) == ((count, 32, 32, 3), np.uint8)
+        assert (labels.shape, labels.dtype) == ((count,), np.int32)
+        expected = load_dataset("cifar10", split, tmp_path)
+        assert rows(images, labels) == rows(*expected)
 
 
 @needs_tfds

@@ -1,10 +1,14 @@
 """The binaries, run as a user runs them."""
 
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,9 +17,13 @@ from l2l_jax import load, runs
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def command(name, *flags):
+    return [sys.executable, "-m", f"experiments.{name}", *map(str, flags)]
+
+
 def binary(name, *flags, fails=False):
     done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, flags)],
+        command(name, *flags),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -48,6 +56,63 @@ def test_meta_train_leaves_a_whole_run(trained):
     message = binary("meta_train", *flags, fails=True)
     assert "holds a run" in message
     assert "Traceback" not in message
+
+
+def assert_same_weights(file, other):
+    a, b = (jax.tree.leaves(load(path).params) for path in (file, other))
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_killed_meta_training_ends_in_the_same_bits(tmp_path):
+    flags = ["--task=quadratic", "--hidden_sizes=3", "--num_iterations=400"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    binary("meta_train", *flags, f"--workdir={straight}", "--export_every=400")
+    flags += [f"--workdir={killed}", "--export_every=400", "--checkpoint_minutes=.002"]
+    process = subprocess.Popen(command("meta_train", *flags), cwd=ROOT)
+    log = killed / "log.csv"
+    while not log.exists() or log.read_bytes().count(b"\n") < 20:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert len(runs.read_log(killed)["iteration"]) < 400
+    binary("meta_train", *flags, "--resume")
+    assert runs.read_log(killed)["iteration"].tolist() == list(range(400))
+    weights = pathlib.Path("weights") / "00000400.npz"
+    assert_same_weights(straight / weights, killed / weights)
+
+
+def train_dm(directory, *flags):
+    text = binary(
+        "meta_train",
+        "--optimizer=dm",
+        "--hidden_sizes=3",
+        "--num_iterations=4",
+        "--export_every=1",
+        f"--workdir={directory}",
+        *flags,
+    )
+    scores = runs.read_validation(directory)
+    assert scores["iteration"].tolist() == [1, 2, 3, 4]
+    best = scores["iteration"][np.argmin(scores["loss"])]
+    assert f"selected: {directory}/weights/{best:08}.npz" in text
+    return scores["loss"]
+
+
+def test_selection_by_validation(tmp_path):
+    # A rate so high that the best is not the last.
+    losses = train_dm(tmp_path / "run", "--task=quadratic", "--meta_learning_rate=3")
+    assert np.argmin(losses) < 3
+
+
+def test_validation_on_real_mnist(tmp_path):
+    directory = os.environ.get("L2L_DATA_DIR")
+    if not directory:
+        pytest.skip("L2L_DATA_DIR names no directory of the real data")
+    flags = ["--task=mnist_mlp", f"--data_dir={directory}", "--num_steps=20"]
+    losses = train_dm(tmp_path / "run", *flags)
+    np.testing.assert_allclose(losses, np.log(10), atol=0.5)  # hardly trained
 
 
 def test_tune_and_evaluate(trained, tmp_path):

@@ -11,12 +11,10 @@ from l2l_jax.evaluate import Evaluation, Evaluator, evaluator
 from l2l_jax.meta import (
     Episode,
     MetaState,
-    MetaTrainer,
     inner_step,
     meta_gradient,
     meta_loss,
     meta_step,
-    meta_trainer,
     segment_weights,
     start_episode,
     unroll,
@@ -31,6 +29,7 @@ from l2l_jax.optimizers.rnnprop import (
 )
 from l2l_jax.random_scaling import random_scaling
 from l2l_jax.tasks.quadratic import quadratic_task
+from l2l_jax.trainer import MetaTrainer, meta_trainer
 from l2l_jax.types import LearnedOptimizer, Task, no_batches
 
 __version__ = "0.1.0"

@@ -1,9 +1,11 @@
 """The network of one coordinate: dense layers and LSTM cells, sizes from shapes.
 
-Everything here is about a single coordinate; whoever has many maps over them.
+The shapes in the docstrings are those of a single coordinate. Any axes of coordinates
+may follow them, in all arrays but the weights: (H, *S) for (H,).
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -66,9 +68,20 @@ def stack_init(
     )
 
 
+def contract(kernel: jax.Array, x: jax.Array, precision: str) -> jax.Array:
+    """Kernel^T·x over the first axis of both; axes of coordinates stay behind."""
+    dimensions = (((0,), (0,)), ((), ()))
+    return jax.lax.dot_general(kernel, x, dimensions, precision=precision)
+
+
+def column(bias: jax.Array, x: jax.Array) -> jax.Array:
+    """The bias as a column beside the coordinates of x."""
+    return bias.reshape(bias.shape + (1,) * (x.ndim - 1))
+
+
 def dense(weights: Dense, x: jax.Array, precision: str = "highest") -> jax.Array:
     """Kernel^T·x + bias; x is (inputs,), the result (outputs,)."""
-    return jnp.matmul(weights.kernel.T, x, precision=precision) + weights.bias
+    return contract(weights.kernel, x, precision) + column(weights.bias, x)
 
 
 def lstm_cell(
@@ -96,13 +109,8 @@ def lstm_cell(
     References:
       `BasicLSTMCell` of TensorFlow 0.12, which both papers used.
     """
-    # Two products instead of one of the concatenation: nothing is copied.
-    inputs = x.shape[0]
-    gates = (
-        jnp.matmul(weights.kernel[:inputs].T, x, precision=precision)
-        + jnp.matmul(weights.kernel[inputs:].T, state.h, precision=precision)
-        + weights.bias
-    )
+    seen = jnp.concatenate([x, state.h])
+    gates = contract(weights.kernel, seen, precision) + column(weights.bias, x)
     i, j, f, o = jnp.split(gates, 4)
     c = jax.nn.sigmoid(f + 1) * state.c + jax.nn.sigmoid(i) * jnp.tanh(j)
     return LSTMState(c, jax.nn.sigmoid(o) * jnp.tanh(c))
@@ -114,6 +122,7 @@ def lstm_network(
     states: tuple[LSTMState, ...],
     x: jax.Array,
     precision: str = "highest",
+    cell: Callable[..., LSTMState] = lstm_cell,
 ) -> tuple[jax.Array, tuple[LSTMState, ...]]:
     """LSTM layers on top of each other and a linear read-out of the last.
 
@@ -123,12 +132,13 @@ def lstm_network(
       states: one a layer.
       x: (inputs,).
       precision: of the matrix products.
+      cell: `lstm_cell`, or what computes the same.
 
     Returns:
       The output, a scalar, and the new states.
     """
     new_states = []
     for weights, state in zip(layers, states, strict=True):
-        new_states.append(lstm_cell(weights, state, x, precision))
+        new_states.append(cell(weights, state, x, precision))
         x = new_states[-1].h
     return dense(output, x, precision)[0], tuple(new_states)

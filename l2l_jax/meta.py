@@ -8,16 +8,15 @@ flow, each uses only those above it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2l_jax.checks import check_floating, check_sizes
 from l2l_jax.trees import all_finite
-from l2l_jax.types import LearnedOptimizer, PyTree, Task
+from l2l_jax.types import PyTree, Task
 
 
 class Episode(NamedTuple):
@@ -74,26 +73,13 @@ def start_episode(
     )
 
 
-@jax.custom_jvp
-def _with_slope(value: jax.Array, slope: PyTree, at: PyTree) -> jax.Array:
-    """`value`, whose derivative with respect to `at` is declared to be `slope`."""
-    del slope, at
-    return value
-
-
-@_with_slope.defjvp
-def _with_slope_jvp(primals, tangents):
-    value, slope, _ = primals
-    return value, optax.tree.vdot(slope, tangents[2]).astype(value.dtype)
-
-
 def inner_step(
     task: Task,
     tx: optax.GradientTransformation,
     episode: Episode,
     batch: PyTree,
     second_order: bool = False,
-) -> tuple[Episode, jax.Array]:
+) -> tuple[Episode, jax.Array, PyTree]:
     """One step of the optimizee, and the only place where derivatives are stopped.
 
     ::
@@ -108,11 +94,10 @@ def inner_step(
       episode: at step t.
       batch: minibatch of step t.
       second_order: whether g_t depends on θ_t for the meta-gradient. If not, g_t is a
-        constant, as in both papers, and ∂f_t/∂θ_t, which is g_t itself, is taken from
-        the forward pass: nothing is propagated back through the optimizee.
+        constant, as in both papers.
 
     Returns:
-      The episode at step t + 1 and f_t(θ_t), the loss before the update.
+      The episode at step t + 1, f_t(θ_t), the loss before the update, and g_t.
     """
 
     def f(params):
@@ -122,20 +107,16 @@ def inner_step(
         updates, opt_state = tx.update(g, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    if second_order:
-        loss, g = jax.value_and_grad(f)(episode.params)
-    else:
-        at = jax.lax.stop_gradient(episode.params)
-        value, g = jax.lax.stop_gradient(jax.value_and_grad(f)(at))
-        loss = _with_slope(value, g, episode.params)
+    loss, g = jax.value_and_grad(f)(episode.params)
+    if not second_order:
+        g = jax.lax.stop_gradient(g)
     # Recomputing the LSTM's gates on the way back is faster than storing them: the
     # unroll is bound by memory.
     params, opt_state = jax.checkpoint(update, prevent_cse=False)(
         g, episode.opt_state, episode.params
     )
-    return episode._replace(
-        params=params, opt_state=opt_state, step=episode.step + 1
-    ), loss
+    after = episode._replace(params=params, opt_state=opt_state, step=episode.step + 1)
+    return after, loss, g
 
 
 def unroll(
@@ -173,7 +154,8 @@ def unroll(
     )
 
     def step(episode, batch):
-        return inner_step(task, tx, episode, batch, second_order)
+        episode, loss, _ = inner_step(task, tx, episode, batch, second_order)
+        return episode, loss
 
     return jax.lax.scan(step, episode, batches, length)
 
@@ -302,175 +284,3 @@ def meta_step(
         good, (phi, outer_state), (state.phi, state.outer_state)
     )
     return MetaState(phi, outer_state, state.step), metrics
-
-
-class MetaTrainer(NamedTuple):
-    """Meta-training as pure functions.
-
-    Attributes:
-      init: `init(key) -> MetaState`.
-      iterate: `iterate(state, key, num_segments) -> (MetaState, metrics)`, compiled:
-        one episode (or `meta_batch` at once) of `num_segments` segments, φ updated
-        after each. `num_segments` may change without a new compilation. `metrics` is a
-        dict of scalars: "train_loss", "gradient_norm", "update_norm" are means over the
-        segments that were not skipped (NaN if none was left), "skipped" counts the
-        others.
-      program: what `iterate` calls with the task's data in front, for those who want to
-        lower it: `program(data, state, key, num_segments)`.
-    """
-
-    init: Callable[[jax.Array], MetaState]
-    iterate: Callable[[MetaState, jax.Array, int], tuple[MetaState, dict[str, Any]]]
-    program: Callable[..., tuple[MetaState, dict[str, Any]]]
-
-
-def meta_trainer(
-    task: Task,
-    optimizer: LearnedOptimizer,
-    outer: optax.GradientTransformation,
-    *,
-    segment_length: int = 20,
-    weights: str | Sequence[float] = "last",
-    meta_batch: int = 1,
-    second_order: bool = False,
-) -> MetaTrainer:
-    """Meta-training of an optimizer on a task by truncated back-propagation.
-
-    Args:
-      task: the optimizee, with Random Scaling and convex parts already in it.
-      optimizer: whose φ is learned.
-      outer: any optax transformation; both papers: Adam with rate 1e-4.
-      segment_length: T, steps between two updates of φ.
-      weights: of the losses of a segment, as in `segment_weights`.
-      meta_batch: number of episodes at once, their meta-losses averaged.
-      second_order: whether second derivatives of the optimizee are kept.
-
-    Returns:
-      A `MetaTrainer`.
-
-    Raises:
-      ValueError: an argument is out of range.
-      TypeError: the task does not keep its contract.
-
-    Example:
-      >>> import jax, optax
-      >>> from l2l_jax import learned_optimizer, meta_trainer, quadratic_task
-      >>> trainer = meta_trainer(
-      ...     quadratic_task(), learned_optimizer("rnnprop"), optax.adam(1e-3)
-      ... )
-      >>> state = trainer.init(jax.random.key(0))
-      >>> for key in jax.random.split(jax.random.key(1), 3):
-      ...     state, metrics = trainer.iterate(state, key, num_segments=5)
-      >>> int(state.step), sorted(metrics)
-      (3, ['gradient_norm', 'skipped', 'train_loss', 'update_norm'])
-
-    References:
-      Lv, Jiang, Li, `Learning Gradient Descent <https://arxiv.org/abs/1703.03633>`_,
-      2017, section 5; Andrychowicz et al., `Learning to learn by gradient descent by
-      gradient descent <https://arxiv.org/abs/1606.04474>`_, 2016, section 2.
-    """
-    check_sizes("segment_length", (segment_length,))
-    check_sizes("meta_batch", (meta_batch,))
-    weights = segment_weights(weights, segment_length)
-    check_task(task)
-
-    # The rule works coordinate by coordinate, so one long vector is the same as the
-    # leaves one by one, and several times fewer and larger operations.
-    def transform(phi):
-        return optax.flatten(optimizer.transform(phi))
-
-    def init(key: jax.Array) -> MetaState:
-        phi = optimizer.init(key)
-        return MetaState(phi, outer.init(phi), jnp.zeros([], jnp.int32))
-
-    # The data are an argument, or they would be compiled in as a constant.
-    def iteration(
-        data: PyTree, state: MetaState, key: jax.Array, num_segments: jax.Array
-    ) -> tuple[MetaState, dict[str, Any]]:
-        here = task._replace(data=data)
-
-        def start(key):
-            return start_episode(here, transform(state.phi), key)
-
-        def gradient(phi, episode):
-            return meta_gradient(phi, transform, here, episode, weights, second_order)
-
-        if meta_batch > 1:
-            key = jax.random.split(key, meta_batch)
-            start, gradient = jax.vmap(start), _mean_over_episodes(gradient)
-
-        def segment(_, carry):
-            state, episodes, sums = carry
-            (loss, episodes), slope = gradient(state.phi, episodes)
-            state, metrics = meta_step(outer, state, loss, slope)
-            return state, episodes, _add_good(sums, metrics)
-
-        zeros = SegmentMetrics(*(jnp.zeros([]) for _ in range(3)), jnp.zeros([], int))
-        state, _, sums = jax.lax.fori_loop(
-            0, num_segments, segment, (state, start(key), zeros)
-        )
-        good = num_segments - sums.skipped
-        return state._replace(step=state.step + 1), {
-            "train_loss": sums.loss / good,
-            "gradient_norm": sums.gradient_norm / good,
-            "update_norm": sums.update_norm / good,
-            "skipped": sums.skipped,
-        }
-
-    compiled = jax.jit(iteration)
-
-    def iterate(state: MetaState, key: jax.Array, num_segments: int):
-        return compiled(task.data, state, key, jnp.asarray(num_segments, jnp.int32))
-
-    return MetaTrainer(init, iterate, compiled)
-
-
-def _mean_over_episodes(gradient: Callable) -> Callable:
-    """`gradient(φ, episode)` for a batch of episodes, loss and slope averaged."""
-
-    def mean_gradient(phi, episodes):
-        (losses, after), slopes = jax.vmap(gradient, (None, 0))(phi, episodes)
-        loss, slope = jax.tree.map(lambda x: jnp.mean(x, 0), (losses, slopes))
-        return (loss, after), slope
-
-    return mean_gradient
-
-
-def _add_good(sums: SegmentMetrics, new: SegmentMetrics) -> SegmentMetrics:
-    """Adds the numbers of a segment up, or only counts it if it was skipped."""
-    kept = optax.tree.where(new.skipped, sums, jax.tree.map(jnp.add, sums, new))
-    return kept._replace(skipped=sums.skipped + new.skipped)
-
-
-def check_task(task: Task) -> None:
-    """Refuses a task that does not keep its contract, on shapes alone.
-
-    Raises:
-      TypeError: a field fails, the loss is not a real floating scalar, the parameters
-        are not floating arrays, or minibatches lack the leading axis; the message says
-        which.
-    """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    start = jax.ShapeDtypeStruct((), jnp.int32)
-    instance = jax.eval_shape(task.sample, key)
-    params = jax.eval_shape(task.init, key, instance)
-    check_floating(params, "task.init must return")
-    batches = jax.eval_shape(
-        lambda k, d, i, s: task.batches(k, d, i, s, 2), key, task.data, instance, start
-    )
-    for leaf in jax.tree.leaves(batches):
-        if leaf.shape[:1] != (2,):
-            raise TypeError(
-                "task.batches must return arrays whose leading axis is length: with"
-                f" length=2 it returned shape {leaf.shape}"
-            )
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches
-    )
-    loss = jax.eval_shape(task.loss, params, task.data, instance, batch)
-    shape, dtype = getattr(loss, "shape", None), getattr(loss, "dtype", None)
-    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            "task.loss must return a real floating scalar, got"
-            f" {dtype} of shape {shape}"
-        )

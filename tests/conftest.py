@@ -1,8 +1,9 @@
-"""Strict settings for all tests, and float64 where derivatives are checked."""
+"""Strict settings, two devices, and float64 where derivatives are checked."""
 
 import jax
 import pytest
 
+jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
     {"types", "checks"},
     {"trees", "lstm", "preprocess"},
+    {"fused"},
     {"optimizers.coordinatewise"},
     {"optimizers.rnnprop", "optimizers.dm"},
     {"optimizers.learned"},
@@ -18,6 +19,8 @@ FLOORS = [
     {"tasks.quadratic", "tasks.mlp", "tasks.conv", "tasks.classification"},
     {"tasks"},
     {"meta"},
+    {"blockwise"},
+    {"trainer"},
     {"evaluate"},
     {"baselines", "records", "checkpoint"},
     {"selection"},

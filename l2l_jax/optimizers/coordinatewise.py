@@ -3,6 +3,7 @@
 State of a parameter of shape S and hidden size H has shape (H, *S), a leaf a parameter.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,16 +11,22 @@ import jax
 import jax.numpy as jnp
 
 from l2l_jax.checks import check_choice, check_floating
-from l2l_jax.lstm import LSTMState, LSTMWeights
+from l2l_jax.fused import fused_cell
+from l2l_jax.lstm import LSTMState, LSTMWeights, lstm_cell
 from l2l_jax.trees import map_unzip, over_coordinates
 from l2l_jax.types import PyTree
 
 STATE_DTYPES = (None, "bfloat16", "float32", "float64")
 PRECISIONS = ("default", "high", "highest")
+IMPLEMENTATIONS = ("auto", "fused", "plain")
 
 
 def check_network(
-    params: Any, kind: type, state_dtype: str | None, precision: str
+    params: Any,
+    kind: type,
+    state_dtype: str | None,
+    precision: str,
+    implementation: str,
 ) -> None:
     """Refuses weights of another optimizer or whose shapes do not fit together.
 
@@ -29,6 +36,7 @@ def check_network(
       kind: the NamedTuple class of the weights.
       state_dtype: one of `STATE_DTYPES`.
       precision: one of `PRECISIONS`.
+      implementation: one of `IMPLEMENTATIONS`.
 
     Raises:
       TypeError: `params` is not a `kind`.
@@ -38,6 +46,7 @@ def check_network(
         raise TypeError(f"params must be {kind.__name__}, got {type(params).__name__}")
     check_choice("state_dtype", state_dtype, STATE_DTYPES)
     check_choice("precision", precision, PRECISIONS)
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
     inputs, expected = 2, []
     for name, layer in _layers(params):
         gates = 4 if isinstance(layer, LSTMWeights) else 1
@@ -108,28 +117,38 @@ def step_cells(
     weights: PyTree,
     inputs: tuple[jax.Array, ...],
     cells: tuple[LSTMState, ...],
+    implementation: str = "plain",
 ) -> tuple[jax.Array, tuple[LSTMState, ...]]:
     """One step of the network at every coordinate of one leaf of shape S.
 
     Args:
-      network: `network(weights, states, x) -> (output, states)` of one coordinate.
+      network: `network(weights, states, x, cell) -> (output, states)` of one
+        coordinate, or of arrays of them; `cell` is `lstm_cell` or the like.
       weights: of the network; cast to the dtype of the inputs.
       inputs: arrays of shape S: what the network sees.
       cells: states with leaves (H, *S), of any floating dtype.
+      implementation: "plain": `lstm_cell` mapped over the coordinates, "fused" or
+        "auto": `fused_cell` of all.
 
     Returns:
       The output, of shape S and the inputs' dtype, and the new cells in their own.
     """
     shape, dtype = inputs[0].shape, inputs[0].dtype
     weights, states = jax.tree.map(lambda x: x.astype(dtype), (weights, cells))
-    # Where a mapped array meets an unmapped one element by element, vmap moves the
-    # mapped axis to the front, a transposition of everything. So biases are mapped too;
-    # the broadcast is fused away.
-    axes = jax.tree.map(lambda w: -1 if w.ndim == 1 else None, weights)
-    weights = jax.tree.map(lambda w: _spread(w, shape) if w.ndim == 1 else w, weights)
-    output, states = over_coordinates(network, len(shape), (axes, -1, -1))(
-        weights, states, jnp.stack(inputs)
-    )
+    if implementation == "plain":
+        # Where a mapped array meets an unmapped one element by element, vmap moves the
+        # mapped axis to the front, a transposition of everything. So biases are mapped
+        # too; the broadcast is fused away.
+        axes = jax.tree.map(lambda w: -1 if w.ndim == 1 else None, weights)
+        weights = jax.tree.map(
+            lambda w: _spread(w, shape) if w.ndim == 1 else w, weights
+        )
+        run = over_coordinates(
+            functools.partial(network, cell=lstm_cell), len(shape), (axes, -1, -1)
+        )
+    else:
+        run = functools.partial(network, cell=fused_cell)
+    output, states = run(weights, states, jnp.stack(inputs))
     return output, jax.tree.map(lambda new, old: new.astype(old.dtype), states, cells)
 
 

@@ -71,6 +71,7 @@ def learned_optimizer(
     return LearnedOptimizer(
         init=lambda key: init(key, **(sizes or {})),
         transform=lambda phi: transform(phi, **config),
+        coordinatewise=True,
     )
 
 

@@ -1,0 +1,198 @@
+"""The first-order meta-gradient of coordinatewise rules, block by block.
+
+With every g_t held constant, θ_t = θ_0 + Σ_{s<t} Δθ_s and L = Σ_t w_t·f_t(θ_t) give::
+
+    ∂L/∂Δθ_t = Σ_{s>t} w_s·g_s =: u_t
+    ∂L/∂φ = Σ_t (∂Δθ_t/∂φ)^T·u_t
+
+The forward pass has computed all g_t, so nothing is propagated back through the
+optimizee; and a rule that treats every coordinate alike and on its own can be replayed
+and differentiated for any block of coordinates alone. A block of all steps of a segment
+stays in the processor's cache, and blocks may lie on different devices, with no word
+between them but the sum of ∂L/∂φ.
+
+`l2l_jax.meta.meta_gradient` is the definition; this is the same numbers, sooner.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from l2l_jax.meta import Episode, inner_step
+from l2l_jax.types import PyTree, Task
+
+AXIS = "coordinates"
+
+
+def on_vector(task: Task, multiple: int = 1) -> Task:
+    """The same task whose parameters are one vector.
+
+    Args:
+      task: any task.
+      multiple: the vector is padded with zeros, on which nothing depends, until its
+        length is a multiple of this.
+
+    Returns:
+      The task.
+
+    Example:
+      >>> import jax
+      >>> from l2l_jax import convex_task
+      >>> task = on_vector(convex_task(20), multiple=8)
+      >>> task.init(jax.random.key(0), task.sample(jax.random.key(1))).shape
+      (24,)
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(task.init, key, jax.eval_shape(task.sample, key))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
+    vector, unravel = ravel_pytree(zeros)
+    size = vector.size
+    padding = -size % multiple
+
+    def init(key, instance):
+        return jnp.pad(ravel_pytree(task.init(key, instance))[0], (0, padding))
+
+    def loss(params, data, instance, batch):
+        return task.loss(unravel(params[:size]), data, instance, batch)
+
+    return task._replace(init=init, loss=loss)
+
+
+def on_this_device(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """A coordinatewise rule on a vector, each device of `AXIS` computing its part."""
+
+    def init(params):
+        return tx.init(my_part(params))
+
+    def update(updates, state, params=None):
+        del params
+        updates, state = tx.update(my_part(updates), state)
+        return jax.lax.all_gather(updates, AXIS, tiled=True), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def my_part(x: jax.Array) -> jax.Array:
+    """The slice of the last axis that belongs to this device of `AXIS`."""
+    size = x.shape[-1] // jax.lax.axis_size(AXIS)
+    begin = jax.lax.axis_index(AXIS) * size
+    return jax.lax.dynamic_slice_in_dim(x, begin, size, axis=-1)
+
+
+def blockwise_meta_gradient(
+    phi: PyTree,
+    transform: Callable[[PyTree], optax.GradientTransformation],
+    task: Task,
+    episode: Episode,
+    weights: np.ndarray,
+    block: int,
+    sharded: bool = False,
+) -> tuple[tuple[jax.Array, Episode], PyTree]:
+    """`meta_gradient` to first order, for a coordinatewise rule on a vector.
+
+    Args:
+      phi: φ.
+      transform: `transform(φ)`, coordinatewise: what it does to a coordinate depends on
+        that coordinate's gradients alone.
+      task: its parameters are one vector, see `on_vector`.
+      episode: where the segment starts.
+      weights: w (T,).
+      block: coordinates that are replayed together, at most; at least 1.
+      sharded: whether this runs on each device of `AXIS`, under `jax.shard_map`, the
+        episode's optimizer state being that of `on_this_device`.
+
+    Returns:
+      ((L, the episode after the segment), ∂L/∂φ).
+    """
+    tx = transform(phi)
+    here = on_this_device(tx) if sharded else tx
+    batches = task.batches(
+        episode.key, task.data, episode.instance, episode.step, len(weights)
+    )
+
+    def step(episode, batch):
+        episode, loss, g = inner_step(task, here, episode, batch)
+        return episode, (loss, my_part(g) if sharded else g)
+
+    after, (losses, gradients) = jax.lax.scan(step, episode, batches)
+    later = np.triu(np.ones((len(weights),) * 2), 1) * np.asarray(weights)[None, :]
+    cotangents = jnp.matmul(
+        jnp.asarray(later, gradients.dtype), gradients, precision="highest"
+    )
+    slope = _replayed_slope(
+        phi, transform, episode.opt_state, gradients, cotangents, block
+    )
+    if sharded:
+        slope = jax.lax.psum(slope, AXIS)
+    loss = jnp.vdot(jnp.asarray(weights, losses.dtype), losses)
+    return (loss, after), slope
+
+
+def _replayed_slope(phi, transform, state, gradients, cotangents, block):
+    """Σ_t (∂Δθ_t/∂φ)^T·u_t from gradients and cotangents (T, n), block by block."""
+    size = gradients.shape[-1]
+    count = math.ceil(size / block)
+    block = math.ceil(size / count)
+    axes = _coordinate_axes(transform(phi), gradients.dtype)
+
+    def pad(x, axis):
+        if axis < 0:
+            return x
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, count * block - size)
+        return jnp.pad(x, widths)
+
+    def cut(x, axis, begin):
+        if axis < 0:
+            return x
+        return jax.lax.dynamic_slice_in_dim(x, begin, block, axis)
+
+    axes = (axes, 1, 1)
+    whole = jax.tree.map(pad, (state, gradients, cotangents), axes)
+
+    def objective(phi, state, gradients, cotangents):
+        tx = transform(phi)
+
+        def step(state, signals):
+            g, u = signals
+            updates, state = tx.update(g, state)
+            return state, jnp.vdot(u, updates)
+
+        return jnp.sum(jax.lax.scan(step, state, (gradients, cotangents))[1])
+
+    def add(slope, begin):
+        part = jax.tree.map(lambda x, axis: cut(x, axis, begin), whole, axes)
+        return jax.tree.map(jnp.add, slope, jax.grad(objective)(phi, *part)), None
+
+    zero = jax.tree.map(jnp.zeros_like, phi)
+    return jax.lax.scan(add, zero, block * jnp.arange(count))[0]
+
+
+def _coordinate_axes(tx: optax.GradientTransformation, dtype) -> PyTree:
+    """For every leaf of the state the axis that runs over coordinates; -1 for none.
+
+    Raises:
+      ValueError: a leaf has more than one, so the rule is not coordinatewise.
+    """
+    one, other = (
+        jax.eval_shape(tx.init, jax.ShapeDtypeStruct((size,), dtype)) for size in (2, 3)
+    )
+
+    def axis(x, y):
+        pairs = enumerate(zip(x.shape, y.shape, strict=True))
+        differing = [i for i, (a, b) in pairs if a != b]
+        if len(differing) > 1:
+            raise ValueError(
+                "a coordinatewise rule has one axis of coordinates in each leaf of its"
+                f" state, got shapes {x.shape} and {y.shape} for 2 and 3 coordinates"
+            )
+        return differing[0] if differing else -1
+
+    return jax.tree.map(axis, one, other)

@@ -1,0 +1,72 @@
+"""The LSTM cell for arrays of coordinates, with its derivative written by hand.
+
+`l2l_jax.lstm.lstm_cell` is the definition; this is the same function, sooner: all gates
+take one pass of tanh, σ(x) being ½ + ½·tanh(x/2), and the way back recomputes them
+from what came in, instead of storing them, and takes one product for all gates.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from l2l_jax.lstm import LSTMState, LSTMWeights, column, contract
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def fused_cell(
+    weights: LSTMWeights, state: LSTMState, x: jax.Array, precision: str = "highest"
+) -> LSTMState:
+    """`l2l_jax.lstm.lstm_cell`; reverse-mode differentiation only."""
+    c, h, _ = _forward(weights, state, x, precision)
+    return LSTMState(c, h)
+
+
+def _forward(weights, state, x, precision):
+    """The new c and h, and what the way back needs besides."""
+    # Each barrier keeps the compiler from computing the tanh before it again in every
+    # place that uses it.
+    barrier = jax.lax.optimization_barrier
+    seen = barrier(jnp.concatenate([x, state.h]))
+    hidden = state.c.shape[0]
+    # Rows of i, f, o hold σ, those of j tanh; f is shifted by its bias of 1.
+    j = (jnp.arange(4 * hidden) // hidden) == 1
+    f = (jnp.arange(4 * hidden) // hidden) == 2
+    scale = column(jnp.where(j, 1, 0.5).astype(x.dtype), x)
+    shift = column(jnp.where(f, 0.5, 0).astype(x.dtype), x)
+    gates = contract(weights.kernel, seen, precision) + column(weights.bias, x)
+    open_ = barrier(jnp.tanh(gates * scale + shift) * scale + (1 - scale))
+    i, j, f, o = jnp.split(open_, 4)
+    c = barrier(f * state.c + i * j)
+    squashed = barrier(jnp.tanh(c))
+    return c, barrier(o * squashed), (seen, open_, squashed)
+
+
+def _forward_rule(weights, state, x, precision):
+    return fused_cell(weights, state, x, precision), (weights, state, x)
+
+
+def _backward_rule(precision, kept, slope):
+    weights, state, x = kept
+    _, _, (seen, open_, squashed) = _forward(weights, state, x, precision)
+    i, j, f, o = jnp.split(open_, 4)
+    dc = slope.c + slope.h * o * (1 - squashed**2)
+    d_gates = jnp.concatenate(
+        [
+            dc * j * i * (1 - i),
+            dc * i * (1 - j**2),
+            dc * state.c * f * (1 - f),
+            slope.h * squashed * o * (1 - o),
+        ]
+    )
+    coordinates = tuple(range(1, x.ndim))
+    d_kernel = jax.lax.dot_general(
+        d_gates, seen, ((coordinates, coordinates), ((), ())), precision=precision
+    ).T
+    d_seen = jnp.tensordot(weights.kernel, d_gates, 1, precision=precision)
+    d_x, d_h = d_seen[: x.shape[0]], d_seen[x.shape[0] :]
+    d_weights = LSTMWeights(d_kernel, jnp.sum(d_gates, coordinates))
+    return d_weights, LSTMState(dc * f, d_h), d_x
+
+
+fused_cell.defvjp(_forward_rule, _backward_rule)

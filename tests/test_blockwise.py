@@ -1,0 +1,152 @@
+"""The fast meta-gradient and the fast cell are the plain ones, but for rounding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from l2l_jax import (
+    LearnedOptimizer,
+    Task,
+    learned_optimizer,
+    meta_gradient,
+    meta_trainer,
+    no_batches,
+    quadratic_task,
+    start_episode,
+)
+from l2l_jax.blockwise import blockwise_meta_gradient, on_vector
+from l2l_jax.fused import fused_cell
+from l2l_jax.lstm import LSTMState, lstm_cell, lstm_init
+
+# Not a parabola, so that gradients matter; nothing random, so that it compiles fast.
+TASK = Task(
+    (),
+    lambda key: (),
+    lambda key, instance: {"a": jnp.linspace(-1.0, 1.0, 8), "b": jnp.ones((5, 1))},
+    no_batches,
+    lambda p, data, instance, batch: (
+        jnp.sum(jnp.cosh(p["a"] - 0.3)) + 3 * jnp.sum(p["b"] ** 2)
+    ),
+)
+SIZES = {
+    "rnnprop": {"hidden_sizes": (3, 4), "input_size": 5},
+    "dm": {"hidden_sizes": (3,)},
+}
+WEIGHTS = np.array([0.5, 0.0, -1.0, 2.0])
+
+
+def largest_error(found, expected):
+    """Largest difference in a leaf, relative to the leaf's largest number."""
+    return max(
+        float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)))
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    )
+
+
+def plain(kind):
+    return learned_optimizer(kind, SIZES[kind], implementation="plain")
+
+
+@pytest.mark.parametrize("kind", ["rnnprop", "dm"])
+@pytest.mark.parametrize("block", [1, 5, 100])
+def test_blocks_give_the_meta_gradient(kind, block, x64):
+    task, optimizer = on_vector(TASK), learned_optimizer(kind, SIZES[kind])
+    phi = jax.tree.map(jnp.float64, optimizer.init(jax.random.key(0)))
+
+    @jax.jit
+    def reference(episode):
+        transform = plain(kind).transform
+        return meta_gradient(phi, transform, task, episode, WEIGHTS)
+
+    @jax.jit
+    def blocks(episode):
+        transform = optimizer.transform
+        return blockwise_meta_gradient(phi, transform, task, episode, WEIGHTS, block)
+
+    episode = start_episode(task, optimizer.transform(phi), jax.random.key(1))
+    # The second segment too, which starts from states that are not zero.
+    for _ in range(2):
+        (loss, after), slope = blocks(episode)
+        (expected_loss, expected), expected_slope = reference(episode)
+        assert largest_error(slope, expected_slope) < 1e-12
+        assert largest_error(loss, expected_loss) < 1e-12
+        assert largest_error(after.params, expected.params) < 1e-12
+        episode = after
+
+
+@pytest.mark.parametrize("meta_batch", [1, 2])
+def test_a_training_is_the_same_on_every_path(meta_batch):
+    """float32, five updates of φ: plain, in blocks, on two devices, two episodes."""
+
+    def train(optimizer, **options):
+        trainer = meta_trainer(
+            TASK,
+            optimizer,
+            optax.sgd(1e-3),
+            segment_length=4,
+            meta_batch=meta_batch,
+            **options,
+        )
+        start = trainer.init(jax.random.key(0))
+        state, metrics = trainer.iterate(start, jax.random.key(1), 5)
+        assert metrics["skipped"] == 0
+        return jax.tree.map(jnp.subtract, state.phi, start.phi), metrics["train_loss"]
+
+    reference = plain("rnnprop")._replace(coordinatewise=False)
+    fast = learned_optimizer("rnnprop", SIZES["rnnprop"])
+    expected, loss = train(reference)
+    for options in ({}, {"devices": jax.devices()[:2], "block": 4}):
+        found, other = train(fast, **options)
+        assert largest_error(found, expected) < 3e-5
+        np.testing.assert_allclose(other, loss, rtol=1e-5)
+
+
+def test_rules_that_are_not_coordinatewise_see_the_tree():
+    """`coordinatewise` is False unless it is claimed."""
+
+    def transform(phi):
+        def update(updates, state, params=None):
+            assert sorted(updates) == ["a", "b"]
+            return jax.tree.map(lambda g: -phi * g, updates), state
+
+        return optax.GradientTransformation(lambda params: (), update)
+
+    task = quadratic_task(2)._replace(
+        init=lambda key, instance: {"a": jnp.ones(1), "b": jnp.ones(1)},
+        loss=lambda p, data, instance, batch: jnp.sum((p["a"] - 3 * p["b"]) ** 2),
+    )
+    optimizer = LearnedOptimizer(lambda key: jnp.float32(0.01), transform)
+    trainer = meta_trainer(task, optimizer, optax.sgd(1e-3))
+    state, _ = trainer.iterate(trainer.init(jax.random.key(0)), jax.random.key(1), 2)
+    assert state.phi > 0.01
+
+
+def test_a_state_with_two_axes_of_coordinates_is_refused():
+    def init(params):
+        return jnp.zeros((params.size, params.size))
+
+    tx = optax.GradientTransformation(init, lambda g, s, p=None: (g, s))
+    optimizer = LearnedOptimizer(
+        lambda key: jnp.float32(0.01), lambda phi: tx, coordinatewise=True
+    )
+    trainer = meta_trainer(quadratic_task(2), optimizer, optax.sgd(1e-3))
+    with pytest.raises(ValueError, match=r"\(2, 2\) and \(3, 3\)"):
+        trainer.iterate(trainer.init(jax.random.key(0)), jax.random.key(1), 2)
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3)])
+def test_fused_cell(shape, x64):
+    keys = jax.random.split(jax.random.key(0), 6)
+    weights = lstm_init(keys[0], 4, 3, jnp.float64)
+    weights = weights._replace(bias=jax.random.normal(keys[1], (12,)))
+    state = LSTMState(*(jax.random.normal(k, (3, *shape)) for k in keys[2:4]))
+    x = 2 * jax.random.normal(keys[4], (4, *shape))
+    expected, pull = jax.vjp(lstm_cell, weights, state, x)
+    found, fused_pull = jax.vjp(functools.partial(fused_cell), weights, state, x)
+    assert largest_error(found, expected) < 1e-14
+    slope = jax.tree.map(lambda y: jax.random.normal(keys[5], y.shape), expected)
+    assert largest_error(fused_pull(slope), pull(slope)) < 1e-13

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from experiments import timing
+from experiments import common, timing
 from l2l_jax import (
     combine,
     convex_task,
@@ -28,6 +28,7 @@ from l2l_jax.tasks import MLP, Dataset, classification_task
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("optimizer", "rnnprop", ["rnnprop", "dm"], "Kind of the optimizer.")
 flags.DEFINE_list("hidden_sizes", ["20", "20"], "Hidden units of each LSTM layer.")
+common.define_devices()
 flags.DEFINE_integer("repeats", 7, "Counted calls of each program.", lower_bound=1)
 flags.DEFINE_string("out", None, "JSON file to write; default: only print.")
 
@@ -89,12 +90,18 @@ def gates(sizes: list[int], coordinates: int):
 def main(argv: list[str]) -> None:
     """Measures and reports."""
     del argv
+    devices = common.devices()
     sizes = [int(size) for size in FLAGS.hidden_sizes]
     task, coordinates = base_mlp()
     optimizer = learned_optimizer(FLAGS.optimizer, {"hidden_sizes": tuple(sizes)})
     weights = {"rnnprop": "last", "dm": "mean"}[FLAGS.optimizer]
     trainer = meta_trainer(
-        task, optimizer, optax.adam(1e-4), segment_length=SEGMENT, weights=weights
+        task,
+        optimizer,
+        optax.adam(1e-4),
+        segment_length=SEGMENT,
+        weights=weights,
+        devices=devices,
     )
     state, key = trainer.init(jax.random.key(0)), jax.random.key(1)
     inputs = 20 if FLAGS.optimizer == "rnnprop" else 2
@@ -124,6 +131,7 @@ def main(argv: list[str]) -> None:
             "hidden_sizes": sizes,
             "coordinates": coordinates,
             "steps": STEPS,
+            "devices": len(devices),
             "times": times,
             "floor_s": floor,
             "ratio_to_floor": median["iteration"] / floor,
@@ -132,6 +140,7 @@ def main(argv: list[str]) -> None:
             "coordinate_steps_per_s": coordinates * STEPS / median["iteration"],
             "compile_s": seconds,
             **timing.analysis(compiled),
+            "peak_bytes": timing.peak_bytes(),
             "machine": timing.machine(),
         },
     )

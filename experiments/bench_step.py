@@ -65,7 +65,14 @@ def main(argv: list[str]) -> None:
     """Measures and reports."""
     del argv
     result = {size: measure(int(size)) for size in FLAGS.sizes}
-    timing.write(FLAGS.out, {"sizes": result, "machine": timing.machine()})
+    timing.write(
+        FLAGS.out,
+        {
+            "sizes": result,
+            "peak_bytes": timing.peak_bytes(),
+            "machine": timing.machine(),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -38,6 +38,27 @@ def define_evaluation() -> None:
     flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
 
 
+def define_devices() -> None:
+    """Defines --num_devices."""
+    flags.DEFINE_integer(
+        "num_devices",
+        1,
+        "Devices among which the coordinates are divided in meta-training; on a CPU,"
+        " cores, and as many as there are is fastest.",
+        lower_bound=1,
+    )
+
+
+def devices() -> list[jax.Device]:
+    """The devices that --num_devices asks for; to be called before JAX is used."""
+    number = flags.FLAGS.num_devices
+    jax.config.update("jax_num_cpu_devices", number)
+    found = jax.devices()
+    if len(found) < number:
+        raise ValueError(f"--num_devices={number}, but there are only {len(found)}")
+    return found[:number]
+
+
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
     """Randomness for tuning and, independent of it, for the comparison."""
     tuning, comparison = jax.random.split(jax.random.key(seed))

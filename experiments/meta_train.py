@@ -91,6 +91,7 @@ flags.DEFINE_integer(
 flags.DEFINE_bool(
     "second_order", False, "Keep second derivatives of the task in the meta-gradient."
 )
+common.define_devices()
 flags.DEFINE_integer("seed", 0, "Of all randomness.")
 flags.DEFINE_integer(
     "export_every", 1000, "Iterations between two files of weights.", lower_bound=1
@@ -142,6 +143,7 @@ def configuration() -> dict:
         "meta_learning_rate": FLAGS.meta_learning_rate,
         "meta_batch": FLAGS.meta_batch,
         "second_order": FLAGS.second_order,
+        "num_devices": FLAGS.num_devices,
         "seed": FLAGS.seed,
         "export_every": FLAGS.export_every,
         "select": given("select", "by"),
@@ -162,6 +164,7 @@ def main(argv: list[str]) -> None:
     """Runs or resumes the training that the flags describe."""
     del argv
     config = configuration()
+    devices = common.devices()
     sizes = {"hidden_sizes": tuple(config["sizes"]["hidden_sizes"])}
     optimizer = learned_optimizer(config["optimizer"], sizes)
     task = task_table.make_task(FLAGS.task, FLAGS.data_dir, FLAGS.data_source)
@@ -173,6 +176,7 @@ def main(argv: list[str]) -> None:
         weights=config["loss_weights"],
         meta_batch=config["meta_batch"],
         second_order=config["second_order"],
+        devices=devices,
     )
     init_key, episode_key, validation_key = jax.random.split(
         jax.random.key(config["seed"]), 3

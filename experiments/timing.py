@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import statistics
 import sys
 import time
@@ -57,6 +58,14 @@ def analysis(compiled: Any) -> dict[str, float | None]:
         "xla_bytes_accessed": cost.get("bytes accessed"),
         "xla_temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
     }
+
+
+def peak_bytes() -> int:
+    """Most memory so far: of the device if it tells, else of the process."""
+    stats = jax.devices()[0].memory_stats()
+    if stats:
+        return stats["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def machine() -> dict[str, Any]:

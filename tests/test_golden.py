@@ -1,20 +1,23 @@
 """Agreement with the authors' original program."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from golden import DATA, TRANSFORMS, names, relative_error, weights
 
 from l2l_jax import Task, meta_gradient, no_batches, segment_weights, start_episode
+from l2l_jax.blockwise import blockwise_meta_gradient
 from l2l_jax.preprocess import log_and_sign, relative_gradients
 
 KINDS = pytest.mark.parametrize("kind", ["rnnprop", "dm"])
+IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["plain", "fused"])
 
 
-def trajectory(kind, dtype):
-    tx = TRANSFORMS[kind](weights(kind, dtype))
+def trajectory(kind, dtype, implementation):
+    tx = TRANSFORMS[kind](weights(kind, dtype), implementation=implementation)
     # The coordinates spread over a tree: the rule must not notice.
     gradients = jnp.asarray(DATA["in/g7"], dtype)
     tree = {"a": gradients[:, :6].reshape(-1, 2, 3), "b": [gradients[:, 6]]}
@@ -38,8 +41,8 @@ def trajectory(kind, dtype):
     return found
 
 
-def check_trajectory(kind, dtype, prefix, tolerance):
-    for name, found in trajectory(kind, dtype).items():
+def check_trajectory(kind, dtype, implementation, prefix, tolerance):
+    for name, found in trajectory(kind, dtype, implementation).items():
         expected = DATA[f"{prefix}/traj/{kind}/g7/{name}"]
         if name in ("m", "v"):
             expected = expected[-1]
@@ -48,13 +51,15 @@ def check_trajectory(kind, dtype, prefix, tolerance):
 
 
 @KINDS
-def test_trajectory_in_float64(kind, x64):
-    check_trajectory(kind, jnp.float64, "f64", 1e-12)
+@IMPLEMENTATIONS
+def test_trajectory_in_float64(kind, implementation, x64):
+    check_trajectory(kind, jnp.float64, implementation, "f64", 1e-12)
 
 
 @KINDS
-def test_trajectory_in_float32(kind):
-    check_trajectory(kind, jnp.float32, "f32", 1e-5)
+@IMPLEMENTATIONS
+def test_trajectory_in_float32(kind, implementation):
+    check_trajectory(kind, jnp.float32, implementation, "f32", 1e-5)
 
 
 def test_preprocessing(x64):
@@ -70,7 +75,7 @@ def test_preprocessing(x64):
     assert relative_error(found, DATA[base + "pre"]) < 1e-12
 
 
-def check_meta_gradient(kind, dtype, tolerance, flatten):
+def check_meta_gradient(kind, dtype, tolerance, path):
     a, x0 = (jnp.asarray(DATA[f"in/{n}"], dtype) for n in ("sq_a", "sq_x0"))
     task = Task(
         (),
@@ -80,14 +85,17 @@ def check_meta_gradient(kind, dtype, tolerance, flatten):
         lambda x, data, instance, batch: jnp.mean(jnp.clip((x - a) ** 2, 0, 10)),
     )
     form, word = {"rnnprop": ("last", "last"), "dm": ("avg", "mean")}[kind]
-
-    def transform(phi):
-        tx = TRANSFORMS[kind](phi)
-        return optax.flatten(tx) if flatten else tx
+    gradient_of = {
+        "blocks": functools.partial(blockwise_meta_gradient, block=4),
+        "plain": meta_gradient,
+        "fused": meta_gradient,
+    }[path]
+    implementation = "plain" if path == "plain" else "fused"
+    transform = functools.partial(TRANSFORMS[kind], implementation=implementation)
 
     phi = weights(kind, dtype)
     episode = start_episode(task, transform(phi), jax.random.key(0))
-    (loss, after), gradient = meta_gradient(
+    (loss, after), gradient = gradient_of(
         phi, transform, task, episode, segment_weights(word, 5)
     )
     base = f"f64/meta/{kind}/square/T5/{form}/"
@@ -99,11 +107,12 @@ def check_meta_gradient(kind, dtype, tolerance, flatten):
 
 
 @KINDS
-@pytest.mark.parametrize("flatten", [False, True])
-def test_meta_gradient_in_float64(kind, flatten, x64):
-    check_meta_gradient(kind, jnp.float64, 1e-12, flatten)
+@pytest.mark.parametrize("path", ["plain", "fused", "blocks"])
+def test_meta_gradient_in_float64(kind, path, x64):
+    check_meta_gradient(kind, jnp.float64, 1e-12, path)
 
 
 @KINDS
-def test_meta_gradient_in_float32(kind):
-    check_meta_gradient(kind, jnp.float32, 5e-5, False)
+@pytest.mark.parametrize("path", ["plain", "blocks"])
+def test_meta_gradient_in_float32(kind, path):
+    check_meta_gradient(kind, jnp.float32, 5e-5, path)

@@ -19,6 +19,12 @@ flags.DEFINE_enum(
     "data_source", "files", ["files", "tfds"], "Official files or TensorFlow Datasets."
 )
 
+flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Directory in which compiled programs are kept for the next time; default: none.",
+)
+
 # What a user can do something about; anything else is ours and keeps its traceback.
 _USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 
@@ -69,6 +75,10 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Calls `main` as `absl.app.run` does; user errors are one line, exit code 1."""
 
     def guarded(argv: list[str]) -> None:
+        if flags.FLAGS.compilation_cache:
+            jax.config.update(
+                "jax_compilation_cache_dir", flags.FLAGS.compilation_cache
+            )
         try:
             main(argv)
         except _USER_ERRORS as error:

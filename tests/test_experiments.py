@@ -40,8 +40,11 @@ def trained(tmp_path_factory):
     directory = tmp_path_factory.mktemp("trained") / "run"
     flags = ["--task=quadratic", "--hidden_sizes=3", f"--workdir={directory}"]
     binary("meta_train", *flags, "--num_iterations=1")
+    cache = directory.parent / "cache"
+    flags.append(f"--compilation_cache={cache}")
     text = binary("meta_train", *flags, "--num_iterations=2", "--resume")
     assert "selected: " in text
+    assert any(cache.iterdir())
     return directory, flags
 
 

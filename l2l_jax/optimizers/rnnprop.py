@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from l2l_jax.checks import check_number, check_sizes
+from l2l_jax.fused import elu
 from l2l_jax.lstm import (
     Dense,
     LSTMState,
@@ -177,7 +178,7 @@ def rnnprop_transform(
     check_network(phi, RNNpropParams, state_dtype, precision, implementation)
 
     def network(weights, states, x, cell):
-        z = jax.nn.elu(dense(weights.input, x, precision))
+        z = elu(dense(weights.input, x, precision))
         return lstm_network(weights.lstm, weights.output, states, z, precision, cell)
 
     def init_fn(params):

@@ -61,16 +61,21 @@ def products(sizes: list[int], inputs: int, coordinates: int):
         flop += 3 * 2 * rows * columns * coordinates * STEPS
         inputs = hidden
 
-    # Each product's result enters the next step's operand, or XLA computes it once.
+    def product(a, b, axis):
+        return jax.lax.dot_general(a, b, (((axis,), (axis,)), ((), ())))
+
+    # One number of each result enters an operand of the next step, or XLA would compute
+    # all steps once; nothing larger does, so that only products are timed.
     @jax.jit
     def run(layers):
         def step(_, layers):
             new = []
             for kernel, x, gates in layers:
-                forward = kernel.T @ x
-                d_x = kernel @ gates
-                d_kernel = gates @ x.T
-                new.append((kernel + 1e-9 * d_kernel.T, d_x, forward))
+                forward = product(kernel, x, 0)[0, 0]
+                d_x = product(kernel.T, gates, 0)[0, 0]
+                d_kernel = product(gates, x, 1)[:1, :1]
+                x = jax.lax.dynamic_update_slice(x, 1e-9 * d_kernel, (0, 0))
+                new.append((kernel + 1e-9 * (forward + d_x), x, gates))
             return new
 
         return jax.lax.fori_loop(0, STEPS, step, layers)

@@ -4,7 +4,7 @@ An iteration is 100 steps of the base MLP with the convex part, 15,930 coordinat
 float32, 5 updates of φ. The floor is the bare matrix products of the LSTM layers
 (forward, dW, dX) and one evaluation of the gates' functions, both at the real shapes.
 
-    python -m experiments.bench_meta_training --out=bench.json
+    python -m experiments.bench_meta_training --num_devices=2 --out=bench.json
 
 About two minutes on 2 cores; needs no data.
 """

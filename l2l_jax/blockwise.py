@@ -3,17 +3,23 @@
 With every g_t held constant, θ_t = θ_0 + Σ_{s<t} Δθ_s and L = Σ_t w_t·f_t(θ_t) give::
 
     ∂L/∂Δθ_t = Σ_{s>t} w_s·g_s =: u_t
-    ∂L/∂φ = Σ_t (∂Δθ_t/∂φ)^T·u_t
 
 The forward pass has computed all g_t, so nothing is propagated back through the
-optimizee; and a rule that treats every coordinate alike and on its own can be replayed
-and differentiated for any block of coordinates alone. A block of all steps of a segment
-stays in the processor's cache, and blocks may lie on different devices, with no word
-between them but the sum of ∂L/∂φ.
+optimizee, only through the rule (Δθ_t, h_{t+1}) = tx(g_t, h_t), from the last step to
+the first::
+
+    λ_T = 0        λ_t = (∂Δθ_t/∂h_t)^T·u_t + (∂h_{t+1}/∂h_t)^T·λ_{t+1}
+    ∂L/∂φ = Σ_t (∂Δθ_t/∂φ)^T·u_t + (∂h_{t+1}/∂φ)^T·λ_{t+1}
+
+The states h_t are kept on the way forward. A rule that treats every coordinate alike
+and on its own can be differentiated for any block of coordinates alone: the λ of a
+block stays in the processor's cache, and blocks may lie on different devices, with no
+word between them but the sum of ∂L/∂φ.
 
 `l2l_jax.meta.meta_gradient` is the definition; this is the same numbers, sooner.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -104,7 +110,7 @@ def blockwise_meta_gradient(
       task: its parameters are one vector, see `on_vector`.
       episode: where the segment starts.
       weights: w (T,).
-      block: coordinates that are replayed together, at most; at least 1.
+      block: coordinates that are differentiated together, at most; at least 1.
       sharded: whether this runs on each device of `AXIS`, under `jax.shard_map`, the
         episode's optimizer state being that of `on_this_device`.
 
@@ -118,61 +124,83 @@ def blockwise_meta_gradient(
     )
 
     def step(episode, batch):
+        state = episode.opt_state
         episode, loss, g = inner_step(task, here, episode, batch)
-        return episode, (loss, my_part(g) if sharded else g)
+        return episode, (loss, state, my_part(g) if sharded else g)
 
-    after, (losses, gradients) = jax.lax.scan(step, episode, batches)
+    after, (losses, states, gradients) = jax.lax.scan(step, episode, batches)
     later = np.triu(np.ones((len(weights),) * 2), 1) * np.asarray(weights)[None, :]
     cotangents = jnp.matmul(
         jnp.asarray(later, gradients.dtype), gradients, precision="highest"
     )
-    slope = _replayed_slope(
-        phi, transform, episode.opt_state, gradients, cotangents, block
-    )
+    slope = _slope(phi, transform, states, gradients, cotangents, block)
     if sharded:
         slope = jax.lax.psum(slope, AXIS)
     loss = jnp.vdot(jnp.asarray(weights, losses.dtype), losses)
     return (loss, after), slope
 
 
-def _replayed_slope(phi, transform, state, gradients, cotangents, block):
-    """Σ_t (∂Δθ_t/∂φ)^T·u_t from gradients and cotangents (T, n), block by block."""
-    size = gradients.shape[-1]
-    count = math.ceil(size / block)
-    block = math.ceil(size / count)
-    axes = _coordinate_axes(transform(phi), gradients.dtype)
+def _slope(phi, transform, states, gradients, cotangents, block):
+    """∂L/∂φ from the states, gradients and cotangents (T, n) of all steps."""
+    length, size = gradients.shape
+    block = math.ceil(size / math.ceil(size / block))
+    # The last block begins where it still fits; what it shares with the one before is
+    # counted there.
+    firsts = jnp.arange(0, size, block)
+    begins = jnp.minimum(firsts, size - block)
+    axes = (_coordinate_axes(transform(phi), gradients.dtype), 0, 0)
 
-    def pad(x, axis):
-        if axis < 0:
-            return x
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, count * block - size)
-        return jnp.pad(x, widths)
+    def add_block(slope, where):
+        first, begin = where
+        new = begin + jnp.arange(block) >= first
 
-    def cut(x, axis, begin):
-        if axis < 0:
-            return x
-        return jax.lax.dynamic_slice_in_dim(x, begin, block, axis)
+        def step_back(carry, t):
+            slope, later = carry
+            here = functools.partial(_cut, t=t, begin=begin, block=block)
+            state, g, u = jax.tree.map(here, (states, gradients, cotangents), axes)
 
-    axes = (axes, 1, 1)
-    whole = jax.tree.map(pad, (state, gradients, cotangents), axes)
+            def rule(phi, values):
+                state_ = _with_floating(state, values)
+                update, after = transform(phi).update(g, state_)
+                return update, _floating(after)
 
-    def objective(phi, state, gradients, cotangents):
-        tx = transform(phi)
+            _, pull = jax.vjp(rule, phi, _floating(state))
+            part, earlier = pull((jnp.where(new, u, 0), later))
+            return (jax.tree.map(jnp.add, slope, part), earlier), None
 
-        def step(state, signals):
-            g, u = signals
-            updates, state = tx.update(g, state)
-            return state, jnp.vdot(u, updates)
-
-        return jnp.sum(jax.lax.scan(step, state, (gradients, cotangents))[1])
-
-    def add(slope, begin):
-        part = jax.tree.map(lambda x, axis: cut(x, axis, begin), whole, axes)
-        return jax.tree.map(jnp.add, slope, jax.grad(objective)(phi, *part)), None
+        state = jax.tree.map(
+            functools.partial(_cut, t=0, begin=0, block=block), states, axes[0]
+        )
+        last = jax.tree.map(jnp.zeros_like, _floating(state))
+        steps = jnp.arange(length)
+        (slope, _), _ = jax.lax.scan(step_back, (slope, last), steps, reverse=True)
+        return slope, None
 
     zero = jax.tree.map(jnp.zeros_like, phi)
-    return jax.lax.scan(add, zero, block * jnp.arange(count))[0]
+    return jax.lax.scan(add_block, zero, (firsts, begins))[0]
+
+
+def _cut(x, axis, t, begin, block):
+    """Step t of a stack of all steps, and of it one block of coordinates."""
+    starts, sizes = [t] + [0] * (x.ndim - 1), [1, *x.shape[1:]]
+    if axis >= 0:
+        starts[axis + 1], sizes[axis + 1] = begin, block
+    return jnp.squeeze(jax.lax.dynamic_slice(x, starts, sizes), 0)
+
+
+def _is_floating(x):
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _floating(tree):
+    """The leaves that can be differentiated."""
+    return [x for x in jax.tree.leaves(tree) if _is_floating(x)]
+
+
+def _with_floating(tree, values):
+    """The tree with other values for those leaves."""
+    values = iter(values)
+    return jax.tree.map(lambda x: next(values) if _is_floating(x) else x, tree)
 
 
 def _coordinate_axes(tx: optax.GradientTransformation, dtype) -> PyTree:

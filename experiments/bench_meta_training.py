@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from experiments import common, timing
+from experiments import common, floor, timing
 from l2l_jax import (
     combine,
     convex_task,
@@ -49,49 +49,6 @@ def base_mlp() -> tuple:
     return task, 15_910 + 20
 
 
-def products(sizes: list[int], inputs: int, coordinates: int):
-    """The bare matrix products of `STEPS` steps, and how many FLOP they are."""
-    layers, flop = [], 0
-    for hidden in sizes:
-        rows, columns = inputs + hidden, 4 * hidden
-        kernel = jnp.ones((rows, columns))
-        layers.append(
-            (kernel, jnp.ones((rows, coordinates)), jnp.ones((columns, coordinates)))
-        )
-        flop += 3 * 2 * rows * columns * coordinates * STEPS
-        inputs = hidden
-
-    def product(a, b, axis):
-        return jax.lax.dot_general(a, b, (((axis,), (axis,)), ((), ())))
-
-    # One number of each result enters an operand of the next step, or XLA would compute
-    # all steps once; nothing larger does, so that only products are timed.
-    @jax.jit
-    def run(layers):
-        def step(_, layers):
-            new = []
-            for kernel, x, gates in layers:
-                forward = product(kernel, x, 0)[0, 0]
-                d_x = product(kernel.T, gates, 0)[0, 0]
-                d_kernel = product(gates, x, 1)[:1, :1]
-                x = jax.lax.dynamic_update_slice(x, 1e-9 * d_kernel, (0, 0))
-                new.append((kernel + 1e-9 * (forward + d_x), x, gates))
-            return new
-
-        return jax.lax.fori_loop(0, STEPS, step, layers)
-
-    return run, (layers,), flop
-
-
-def gates(sizes: list[int], coordinates: int):
-    """The gates and cells as tanh, once a step: 5 a hidden unit."""
-    x = jnp.full((5 * sum(sizes), coordinates), 0.1)
-    run = jax.jit(
-        lambda x: jax.lax.fori_loop(0, STEPS, lambda _, x: jnp.tanh(x) * 1.01, x)
-    )
-    return run, (x,)
-
-
 def main(argv: list[str]) -> None:
     """Measures and reports."""
     del argv
@@ -110,8 +67,10 @@ def main(argv: list[str]) -> None:
     )
     state, key = trainer.init(jax.random.key(0)), jax.random.key(1)
     inputs = 20 if FLAGS.optimizer == "rnnprop" else 2
-    run_products, product_args, flop = products(sizes, inputs, coordinates)
-    run_gates, gate_args = gates(sizes, coordinates)
+    run_products, product_args, flop = floor.products(
+        sizes, inputs, coordinates, STEPS, back=True
+    )
+    run_gates, gate_args = floor.gates(sizes, coordinates, STEPS)
     compiled, seconds = timing.compile_seconds(
         trainer.program,
         task.data,
@@ -128,7 +87,7 @@ def main(argv: list[str]) -> None:
         FLAGS.repeats,
     )
     median = {name: row["median_s"] for name, row in times.items()}
-    floor = median["products"] + median["gates"]
+    least = median["products"] + median["gates"]
     timing.write(
         FLAGS.out,
         {
@@ -138,8 +97,8 @@ def main(argv: list[str]) -> None:
             "steps": STEPS,
             "devices": len(devices),
             "times": times,
-            "floor_s": floor,
-            "ratio_to_floor": median["iteration"] / floor,
+            "floor_s": least,
+            "ratio_to_floor": median["iteration"] / least,
             "gflop_per_s": flop / median["iteration"] / 1e9,
             "floor_gflop_per_s": flop / median["products"] / 1e9,
             "coordinate_steps_per_s": coordinates * STEPS / median["iteration"],

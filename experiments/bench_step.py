@@ -1,62 +1,106 @@
-"""Times one step of the learned optimizers beside optax.adam.
+"""Times one step of the learned optimizers beside optax.adam and the least arithmetic.
 
-    python -m experiments.bench_step --sizes=15910,1000000 --out=bench.json
+The floor of a step is the bare matrix products of the LSTM layers and one evaluation of
+the gates' functions, in pieces of at most 16,384 coordinates. The time to read and
+write the state once stands beside it.
 
-About a minute on 2 cores; needs no data.
+    python -m experiments.bench_step --sizes=15910,1000000,10000000 --out=bench.json
+
+About three minutes on 2 cores, and 8 GB of memory for ten million parameters; needs no
+data.
 """
 
 import jax
+import jax.numpy as jnp
 import optax
 from absl import app, flags
 
-from experiments import timing
+from experiments import floor, timing
 from l2l_jax import dm_init, dm_transform, rnnprop_init, rnnprop_transform
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("sizes", ["15910", "1000000"], "Numbers of parameters.")
+flags.DEFINE_list("sizes", ["15910", "1000000", "10000000"], "Numbers of parameters.")
 flags.DEFINE_integer("repeats", 7, "Counted calls of each program.", lower_bound=1)
 flags.DEFINE_string("out", None, "JSON file to write; default: only print.")
 
 
-def optimizers() -> dict[str, optax.GradientTransformation]:
-    """What is compared."""
-    key = jax.random.key(0)
-    return {
-        "adam": optax.adam(1e-3),
-        "rnnprop 2x20": rnnprop_transform(rnnprop_init(key)),
-        "rnnprop 1x8": rnnprop_transform(
-            rnnprop_init(key, hidden_sizes=(8,), input_size=8)
-        ),
-        "dm 2x20": dm_transform(dm_init(key)),
-    }
+PIECE, FEWEST = 2**14, 200_000
+# name: (transformation, hidden sizes, inputs of the lowest layer)
+OPTIMIZERS = {
+    "adam": lambda key: (optax.adam(1e-3), (), 0),
+    "rnnprop 2x20": lambda key: (rnnprop_transform(rnnprop_init(key)), (20, 20), 20),
+    "rnnprop 1x8": lambda key: (
+        rnnprop_transform(rnnprop_init(key, hidden_sizes=(8,), input_size=8)),
+        (8,),
+        8,
+    ),
+    "dm 2x20": lambda key: (dm_transform(dm_init(key)), (20, 20), 2),
+}
 
 
-def measure(size: int) -> dict:
-    """One row an optimizer: ns a parameter and bytes of state a parameter."""
+def measure(name: str, size: int) -> dict:
+    """One row: ns a parameter, bytes of state a parameter, the floor."""
+    tx, sizes, inputs = OPTIMIZERS[name](jax.random.key(0))
     gradient = jax.random.normal(jax.random.key(1), (size,))
-    programs, rows = {}, {}
-    for name, tx in optimizers().items():
-        state = tx.init(gradient)
-        size_of_state = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim)
-        step, seconds = timing.compile_seconds(
-            jax.jit(tx.update, donate_argnums=1), gradient, state
-        )
-        rows[name] = {
-            "state_bytes_per_parameter": size_of_state / size,
-            "compile_s": seconds,
-            **timing.analysis(step),
+    state = tx.init(gradient)
+    size_of_state = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim)
+    step, seconds = timing.compile_seconds(
+        jax.jit(tx.update, donate_argnums=1), gradient, state
+    )
+    # Small steps are timed together, or the calls would be.
+    calls = -(-FEWEST // size)
+    copied = jnp.zeros((size_of_state // (4 * size), size))
+    programs = {
+        "step": _repeated(calls, step, gradient, state),
+        "copy": _repeated(calls, jax.jit(_rewrite, donate_argnums=1), (), copied),
+    }
+    coordinates = {"step": calls * size, "copy": calls * size}
+    del state, copied
+    if sizes:
+        piece = min(size, PIECE)
+        pieces = -(-max(size, FEWEST) // piece)
+        products, args, flop = floor.products(sizes, inputs, piece, pieces, back=False)
+        gates, gate_args = floor.gates(sizes, piece, pieces)
+        programs |= {
+            "products": lambda: products(*args),
+            "gates": lambda: gates(*gate_args),
         }
-        programs[name] = _stepper(step, gradient, state)
-    for name, times in timing.interleaved(programs, FLAGS.repeats).items():
-        rows[name] |= {**times, "ns_per_parameter": times["median_s"] / size * 1e9}
-    return rows
+        coordinates |= {"products": pieces * piece, "gates": pieces * piece}
+    times = timing.interleaved(programs, FLAGS.repeats)
+    row = {
+        f"{key}_ns_per_parameter": value["median_s"] / coordinates[key] * 1e9
+        for key, value in times.items()
+    }
+    row |= {
+        "state_bytes_per_parameter": size_of_state / size,
+        "compile_s": seconds,
+        "times": times,
+        **timing.analysis(step),
+    }
+    if sizes:
+        least = row["products_ns_per_parameter"] + row["gates_ns_per_parameter"]
+        flop_per_parameter = flop / coordinates["products"]
+        row |= {
+            "floor_ns_per_parameter": least,
+            "ratio_to_floor": row["step_ns_per_parameter"] / least,
+            "gflop_per_s": flop_per_parameter / row["step_ns_per_parameter"],
+            "floor_gflop_per_s": flop_per_parameter / row["products_ns_per_parameter"],
+        }
+    return row
 
 
-def _stepper(step, gradient, state):
+def _rewrite(nothing, x):
+    return nothing, x * 1.01
+
+
+def _repeated(calls, step, argument, state):
+    """A function of nothing that calls the step so often on its own last state."""
+
     def advance():
         nonlocal state
-        updates, state = step(gradient, state)
-        return updates, state
+        for _ in range(calls):
+            result, state = step(argument, state)
+        return result, state
 
     return advance
 
@@ -64,7 +108,10 @@ def _stepper(step, gradient, state):
 def main(argv: list[str]) -> None:
     """Measures and reports."""
     del argv
-    result = {size: measure(int(size)) for size in FLAGS.sizes}
+    result = {
+        size: {name: measure(name, int(size)) for name in OPTIMIZERS}
+        for size in FLAGS.sizes
+    }
     timing.write(
         FLAGS.out,
         {

@@ -10,7 +10,7 @@ import l2l_jax
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
     {"types", "checks"},
-    {"trees", "lstm", "preprocess"},
+    {"trees", "lstm", "preprocess", "chunks"},
     {"fused"},
     {"optimizers.coordinatewise"},
     {"optimizers.rnnprop", "optimizers.dm"},

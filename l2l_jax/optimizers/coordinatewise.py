@@ -5,12 +5,13 @@ State of a parameter of shape S and hidden size H has shape (H, *S), a leaf a pa
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from l2l_jax.checks import check_choice, check_floating
+from l2l_jax.chunks import in_chunks
 from l2l_jax.fused import fused_cell
 from l2l_jax.lstm import LSTMState, LSTMWeights, lstm_cell
 from l2l_jax.trees import map_unzip, over_coordinates
@@ -112,30 +113,71 @@ def init_cells(
     )
 
 
-def step_cells(
-    network: Callable[..., tuple[jax.Array, tuple[LSTMState, ...]]],
+class Rule(NamedTuple):
+    """What an optimizer does at every coordinate, in three parts.
+
+    All work on one coordinate, or on arrays of them behind the other axes; what depends
+    on the call comes in as `scalars`, a tuple of arrays () of the moments' dtype.
+
+    Attributes:
+      see: `see(scalars, g, moments) -> (inputs, moments)`: the two numbers that the
+        network gets, and the new moments.
+      network: `network(weights, states, x, cell) -> (x_out, states)`; `cell` is
+        `lstm_cell` or the like.
+      move: `move(scalars, x_out) -> update`.
+    """
+
+    see: Callable[..., tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]]
+    network: Callable[..., tuple[jax.Array, tuple[LSTMState, ...]]]
+    move: Callable[..., jax.Array]
+
+
+def step_leaf(
+    rule: Rule,
     weights: PyTree,
-    inputs: tuple[jax.Array, ...],
+    scalars: tuple,
+    g: jax.Array,
+    moments: tuple[jax.Array, ...],
     cells: tuple[LSTMState, ...],
     implementation: str = "plain",
-) -> tuple[jax.Array, tuple[LSTMState, ...]]:
-    """One step of the network at every coordinate of one leaf of shape S.
+) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[LSTMState, ...]]:
+    """One step of a rule on one leaf of shape S.
 
     Args:
-      network: `network(weights, states, x, cell) -> (output, states)` of one
-        coordinate, or of arrays of them; `cell` is `lstm_cell` or the like.
-      weights: of the network; cast to the dtype of the inputs.
-      inputs: arrays of shape S: what the network sees.
+      rule: what is done.
+      weights: of the network; cast to the dtype of the arithmetic.
+      scalars: numbers or arrays () for the rule, likewise.
+      g: gradient, shape S.
+      moments: arrays of shape S.
       cells: states with leaves (H, *S), of any floating dtype.
       implementation: "plain": `lstm_cell` mapped over the coordinates, "fused" or
-        "auto": `fused_cell` of all.
+        "auto": `fused_cell` of arrays of them, chunk by chunk.
 
     Returns:
-      The output, of shape S and the inputs' dtype, and the new cells in their own.
+      The update in g's dtype, the new moments, and the new cells in their own dtypes.
     """
+    dtype = compute_dtype(g)
+    shared = tuple(jnp.asarray(x, dtype) for x in scalars), weights
+
+    def step(shared, g, state):
+        (scalars, weights), (moments, cells) = shared, state
+        inputs, moments = rule.see(scalars, g.astype(dtype), moments)
+        x_out, cells = _step_cells(
+            rule.network, weights, inputs, cells, implementation == "plain"
+        )
+        return rule.move(scalars, x_out).astype(g.dtype), (moments, cells)
+
+    if implementation != "plain":
+        step = in_chunks(step)
+    update, (moments, cells) = step(shared, g, (moments, cells))
+    return update, moments, cells
+
+
+def _step_cells(network, weights, inputs, cells, plain):
+    """The network's output, of the inputs' shape and dtype, and the new cells."""
     shape, dtype = inputs[0].shape, inputs[0].dtype
     weights, states = jax.tree.map(lambda x: x.astype(dtype), (weights, cells))
-    if implementation == "plain":
+    if plain:
         # Where a mapped array meets an unmapped one element by element, vmap moves the
         # mapped axis to the front, a transposition of everything. So biases are mapped
         # too; the broadcast is fused away.

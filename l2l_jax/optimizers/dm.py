@@ -16,11 +16,11 @@ from l2l_jax.lstm import (
     stack_init,
 )
 from l2l_jax.optimizers.coordinatewise import (
+    Rule,
     check_network,
-    compute_dtype,
     init_cells,
     map_leaves,
-    step_cells,
+    step_leaf,
 )
 from l2l_jax.preprocess import log_and_sign
 
@@ -156,8 +156,16 @@ def dm_transform(
     phi = params
     check_network(phi, DMParams, state_dtype, precision, implementation)
 
+    def see(scalars, g, moments):
+        return log_and_sign(g, scalars[1], form), moments
+
     def network(weights, states, x, cell):
         return lstm_network(weights.lstm, weights.output, states, x, precision, cell)
+
+    def move(scalars, x_out):
+        return scalars[0] * x_out
+
+    rule = Rule(see, network, move)
 
     def init_fn(params):
         return DMState(init_cells(phi.lstm, params, state_dtype))
@@ -166,11 +174,8 @@ def dm_transform(
         del params, extra_args
 
         def update_leaf(g, moments, cells):
-            dtype = compute_dtype(g)
-            seen = log_and_sign(g.astype(dtype), jnp.asarray(p, dtype), form)
-            x_out, cells = step_cells(network, phi, seen, cells, implementation)
-            update = jnp.asarray(step_size, dtype) * x_out
-            return update.astype(g.dtype), moments, cells
+            scalars = (step_size, p)
+            return step_leaf(rule, phi, scalars, g, moments, cells, implementation)
 
         updates, _, lstm = map_leaves(update_leaf, updates, (), state.lstm)
         return updates, DMState(lstm)

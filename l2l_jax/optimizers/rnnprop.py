@@ -18,11 +18,12 @@ from l2l_jax.lstm import (
     stack_init,
 )
 from l2l_jax.optimizers.coordinatewise import (
+    Rule,
     check_network,
     init_cells,
     init_moments,
     map_leaves,
-    step_cells,
+    step_leaf,
 )
 from l2l_jax.preprocess import relative_gradients
 from l2l_jax.types import PyTree
@@ -177,9 +178,23 @@ def rnnprop_transform(
     phi = params
     check_network(phi, RNNpropParams, state_dtype, precision, implementation)
 
+    def see(scalars, g, moments):
+        _, beta1, beta2, epsilon, t = scalars
+        m, v = moments
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+        return relative_gradients(g, m_hat, v_hat, epsilon), (m, v)
+
     def network(weights, states, x, cell):
         z = elu(dense(weights.input, x, precision))
         return lstm_network(weights.lstm, weights.output, states, z, precision, cell)
+
+    def move(scalars, x_out):
+        # The authors' program subtracts what optax adds, hence the minus.
+        return -scalars[0] * jnp.tanh(x_out)
+
+    rule = Rule(see, network, move)
 
     def init_fn(params):
         return RNNpropState(
@@ -193,21 +208,10 @@ def rnnprop_transform(
         del params, extra_args
         count = optax.safe_increment(state.count)
 
+        scalars = (step_size, b1, b2, eps, count)
+
         def update_leaf(g, moments, cells):
-            m, v = moments
-            alpha, beta1, beta2, epsilon = (
-                jnp.asarray(x, m.dtype) for x in (step_size, b1, b2, eps)
-            )
-            t = count.astype(m.dtype)
-            signal = g.astype(m.dtype)
-            m = beta1 * m + (1 - beta1) * signal
-            v = beta2 * v + (1 - beta2) * signal**2
-            seen = relative_gradients(
-                signal, m / (1 - beta1**t), v / (1 - beta2**t), epsilon
-            )
-            x_out, cells = step_cells(network, phi, seen, cells, implementation)
-            # The authors' program subtracts what optax adds, hence the minus.
-            return (-alpha * jnp.tanh(x_out)).astype(g.dtype), (m, v), cells
+            return step_leaf(rule, phi, scalars, g, moments, cells, implementation)
 
         updates, (m, v), lstm = map_leaves(
             update_leaf, updates, (state.m, state.v), state.lstm

@@ -1,0 +1,109 @@
+"""A step on many coordinates, chunk by chunk, in a bounded work space."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from l2l_jax.types import PyTree
+
+Step = Callable[[PyTree, jax.Array, PyTree], tuple[jax.Array, PyTree]]
+
+
+# Coordinates in a chunk: what stays in the caches of a CPU; elsewhere a gigabyte of
+# work space for two layers of 20 units in float32.
+ON_CPU, ELSEWHERE = 2**13, 2**20
+
+
+def in_chunks(step: Step, on_cpu: int = ON_CPU, elsewhere: int = ELSEWHERE) -> Step:
+    """A coordinatewise step that works on a chunk of the coordinates at a time.
+
+    Where the arrays of the state are donated they are changed in place, so that only
+    the update and the work space of one chunk are new. The numbers are the same.
+
+    Args:
+      step: `step(shared, g, state) -> (update, state)`; g and update have shape S, the
+        leaves of the state end with S, and what it does to a coordinate depends on
+        `shared` and on that coordinate alone.
+      on_cpu: coordinates in a chunk at most, on a CPU; arrays of up to four times as
+        many stay whole.
+      elsewhere: the same on other devices.
+
+    Returns:
+      The same function. Its reverse-mode derivative is that of `step` itself, which
+      takes all coordinates at once.
+    """
+
+    @jax.custom_vjp
+    def chunked(*args):
+        return jax.lax.platform_dependent(
+            *args,
+            cpu=functools.partial(_run, step, on_cpu),
+            default=functools.partial(_run, step, elsewhere),
+        )
+
+    chunked.defvjp(
+        lambda *args: jax.vjp(step, *args), lambda pull, slopes: pull(slopes)
+    )
+
+    def choose(shared, g, state):
+        small = g.size <= 4 * min(on_cpu, elsewhere)
+        return (step if small else chunked)(shared, g, state)
+
+    return choose
+
+
+def _run(step, size, shared, g, state):
+    if g.size <= 4 * size:
+        return step(shared, g, state)
+    size, count = _divide(g.size, size)
+
+    def flat(x):
+        return x.reshape(*x.shape[: x.ndim - g.ndim], g.size)
+
+    def cut(x, begin):
+        return jax.lax.dynamic_slice_in_dim(x, begin, size, -1)
+
+    signal = flat(g)
+
+    def body(i, whole):
+        # The last chunk begins where it still fits; what it shares with the one before
+        # is done already.
+        begin = jnp.minimum(i * size, g.size - size)
+        old = jax.tree.map(lambda x: cut(x, begin), whole)
+
+        def advance():
+            new = step(shared, cut(signal, begin), old[1])
+            if size * count == g.size:
+                return new
+            mine = begin + jnp.arange(size) >= i * size
+            return jax.tree.map(
+                lambda new, old: jnp.where(jnp.broadcast_to(mine, new.shape), new, old),
+                new,
+                old,
+            )
+
+        # Always taken. XLA computes what two results share once for each where it may
+        # fuse it with reading and writing, and then has to copy the whole arrays at
+        # every turn; it does not fuse across the border of a branch.
+        new = jax.lax.cond(i < count, advance, lambda: old)
+        return jax.tree.map(
+            lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, begin, -1),
+            whole,
+            new,
+        )
+
+    start = jnp.zeros_like(signal), jax.tree.map(flat, state)
+    update, after = jax.lax.fori_loop(0, count, body, start)
+    return jax.tree.map(
+        lambda x, like: x.reshape(like.shape), (update, after), (g, state)
+    )
+
+
+def _divide(total: int, size: int) -> tuple[int, int]:
+    """Size and number of the chunks: without a remainder if one near does it."""
+    least = -(-total // size)
+    exact = (n for n in range(least, 2 * least) if total % n == 0)
+    count = next(exact, least)
+    return -(-total // count), count

@@ -1,8 +1,9 @@
 """Times one step of the learned optimizers beside optax.adam and the least arithmetic.
 
 The floor of a step is the bare matrix products of the LSTM layers and one evaluation of
-the gates' functions, in pieces of at most 16,384 coordinates. The time to read and
-write the state once stands beside it.
+the gates' functions, in pieces of at most 16,384 coordinates (a million on GPUs). The
+time to read and write the state once stands beside it; the largest of the three is the
+roofline, what a single kernel can come near to. On GPUs the kernel is timed as well.
 
     python -m experiments.bench_step --sizes=15910,1000000,10000000 --out=bench.json
 
@@ -24,23 +25,42 @@ flags.DEFINE_integer("repeats", 7, "Counted calls of each program.", lower_bound
 flags.DEFINE_string("out", None, "JSON file to write; default: only print.")
 
 
-PIECE, FEWEST = 2**14, 200_000
-# name: (transformation, hidden sizes, inputs of the lowest layer)
-OPTIMIZERS = {
-    "adam": lambda key: (optax.adam(1e-3), (), 0),
-    "rnnprop 2x20": lambda key: (rnnprop_transform(rnnprop_init(key)), (20, 20), 20),
-    "rnnprop 1x8": lambda key: (
-        rnnprop_transform(rnnprop_init(key, hidden_sizes=(8,), input_size=8)),
-        (8,),
-        8,
-    ),
-    "dm 2x20": lambda key: (dm_transform(dm_init(key)), (20, 20), 2),
+FEWEST = 200_000  # coordinates that are timed at once
+FULL, SMALL = {"hidden_sizes": (20, 20)}, {"hidden_sizes": (8,), "input_size": 8}
+# name: (transformation, weights, sizes, options)
+LEARNED = {
+    "rnnprop 2x20": (rnnprop_transform, rnnprop_init, FULL, {}),
+    "rnnprop 1x8": (rnnprop_transform, rnnprop_init, SMALL, {}),
+    "dm 2x20": (dm_transform, dm_init, FULL, {}),
+}
+KERNELS = {
+    f"rnnprop 2x20 kernel, {precision}": (
+        rnnprop_transform,
+        rnnprop_init,
+        FULL,
+        {"implementation": "kernel", "precision": precision},
+    )
+    for precision in ("highest", "default")
 }
 
 
-def measure(name: str, size: int) -> dict:
+def optimizers() -> dict[str, tuple[optax.GradientTransformation, tuple, int]]:
+    """Name -> transformation, hidden sizes, inputs of the lowest layer."""
+    on_gpu = jax.default_backend() == "gpu"
+    found = {"adam": (optax.adam(1e-3), (), 0)}
+    for name, row in {**LEARNED, **(KERNELS if on_gpu else {})}.items():
+        transform, init, sizes, options = row
+        phi = init(jax.random.key(0), **sizes)
+        hidden = sizes["hidden_sizes"]
+        inputs = phi.lstm[0].kernel.shape[0] - hidden[0]
+        found[name] = (transform(phi, **options), hidden, inputs)
+    return found
+
+
+def measure(
+    tx: optax.GradientTransformation, sizes: tuple, inputs: int, size: int
+) -> dict:
     """One row: ns a parameter, bytes of state a parameter, the floor."""
-    tx, sizes, inputs = OPTIMIZERS[name](jax.random.key(0))
     gradient = jax.random.normal(jax.random.key(1), (size,))
     state = tx.init(gradient)
     size_of_state = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim)
@@ -57,7 +77,7 @@ def measure(name: str, size: int) -> dict:
     coordinates = {"step": calls * size, "copy": calls * size}
     del state, copied
     if sizes:
-        piece = min(size, PIECE)
+        piece = min(size, 2**14 if jax.default_backend() == "cpu" else 2**20)
         pieces = -(-max(size, FEWEST) // piece)
         products, args, flop = floor.products(sizes, inputs, piece, pieces, back=False)
         gates, gate_args = floor.gates(sizes, piece, pieces)
@@ -83,6 +103,10 @@ def measure(name: str, size: int) -> dict:
         row |= {
             "floor_ns_per_parameter": least,
             "ratio_to_floor": row["step_ns_per_parameter"] / least,
+            "roofline_ns_per_parameter": max(
+                row[f"{part}_ns_per_parameter"]
+                for part in ("copy", "products", "gates")
+            ),
             "gflop_per_s": flop_per_parameter / row["step_ns_per_parameter"],
             "floor_gflop_per_s": flop_per_parameter / row["products_ns_per_parameter"],
         }
@@ -109,7 +133,7 @@ def main(argv: list[str]) -> None:
     """Measures and reports."""
     del argv
     result = {
-        size: {name: measure(name, int(size)) for name in OPTIMIZERS}
+        size: {name: measure(*row, int(size)) for name, row in optimizers().items()}
         for size in FLAGS.sizes
     }
     timing.write(

@@ -12,6 +12,7 @@ FLOORS = [
     {"types", "checks"},
     {"trees", "lstm", "preprocess", "chunks"},
     {"fused"},
+    {"kernel"},
     {"optimizers.coordinatewise"},
     {"optimizers.rnnprop", "optimizers.dm"},
     {"optimizers.learned"},

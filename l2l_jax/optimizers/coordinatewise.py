@@ -19,7 +19,7 @@ from l2l_jax.types import PyTree
 
 STATE_DTYPES = (None, "bfloat16", "float32", "float64")
 PRECISIONS = ("default", "high", "highest")
-IMPLEMENTATIONS = ("auto", "fused", "plain")
+IMPLEMENTATIONS = ("auto", "fused", "kernel", "plain")
 
 
 def check_network(
@@ -125,11 +125,13 @@ class Rule(NamedTuple):
       network: `network(weights, states, x, cell) -> (x_out, states)`; `cell` is
         `lstm_cell` or the like.
       move: `move(scalars, x_out) -> update`.
+      precision: of the network's matrix products.
     """
 
     see: Callable[..., tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]]
     network: Callable[..., tuple[jax.Array, tuple[LSTMState, ...]]]
     move: Callable[..., jax.Array]
+    precision: str
 
 
 def step_leaf(
@@ -151,13 +153,23 @@ def step_leaf(
       moments: arrays of shape S.
       cells: states with leaves (H, *S), of any floating dtype.
       implementation: "plain": `lstm_cell` mapped over the coordinates, "fused" or
-        "auto": `fused_cell` of arrays of them, chunk by chunk.
+        "auto": `fused_cell` of arrays of them, chunk by chunk, "kernel": the GPU's
+        kernel, "fused" for a leaf that it does not take.
 
     Returns:
       The update in g's dtype, the new moments, and the new cells in their own dtypes.
     """
     dtype = compute_dtype(g)
-    shared = tuple(jnp.asarray(x, dtype) for x in scalars), weights
+    scalars = tuple(jnp.asarray(x, dtype) for x in scalars)
+    if implementation == "kernel":
+        # Pallas is imported only where it is asked for.
+        from l2l_jax.kernel import kernel_step, kernel_supports
+
+        leaf = (g, moments, cells)
+        if kernel_supports(weights, *leaf):
+            return kernel_step(
+                rule.see, rule.move, weights, scalars, *leaf, precision=rule.precision
+            )
 
     def step(shared, g, state):
         (scalars, weights), (moments, cells) = shared, state
@@ -169,7 +181,7 @@ def step_leaf(
 
     if implementation != "plain":
         step = in_chunks(step)
-    update, (moments, cells) = step(shared, g, (moments, cells))
+    update, (moments, cells) = step((scalars, weights), g, (moments, cells))
     return update, moments, cells
 
 

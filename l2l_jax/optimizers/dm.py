@@ -1,5 +1,6 @@
 """DMoptimizer: an LSTM that sees the logarithm and the sign of a gradient."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -89,6 +90,23 @@ class DMState(NamedTuple):
     lstm: tuple[LSTMState, ...]
 
 
+def dm_rule(form: str = "clip", precision: str = "highest") -> Rule:
+    """The rule of `dm_transform`; scalars: α, p."""
+
+    def network(weights, states, x, cell):
+        return lstm_network(weights.lstm, weights.output, states, x, precision, cell)
+
+    return Rule(functools.partial(_see, form), network, _move, precision)
+
+
+def _see(form, scalars, g, moments):
+    return log_and_sign(g, scalars[1], form), moments
+
+
+def _move(scalars, x_out):
+    return scalars[0] * x_out
+
+
 def dm_transform(
     params: DMParams,
     *,
@@ -126,8 +144,11 @@ def dm_transform(
       precision: of the matrix products, "highest", "high" or "default", as in
         `jax.numpy.matmul`. GPUs and TPUs compute in less than float32 below "highest".
       implementation: "plain", the LSTM as the papers have it, mapped over coordinates;
-        "fused", the same numbers but for rounding, in less time, reverse-mode
-        derivatives only; "auto", the fastest that there is.
+        "fused", the same numbers but for rounding, in less time and, of leaves of many
+        parameters, in a bounded work space, reverse-mode derivatives only; "kernel", on
+        GPUs, the same as one kernel for leaves up to float32 and layers of up to 32
+        units, "fused" for others; "auto", "fused" so far: the kernel's speed has not
+        been measured.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` for any pytree of floating arrays.
@@ -156,16 +177,7 @@ def dm_transform(
     phi = params
     check_network(phi, DMParams, state_dtype, precision, implementation)
 
-    def see(scalars, g, moments):
-        return log_and_sign(g, scalars[1], form), moments
-
-    def network(weights, states, x, cell):
-        return lstm_network(weights.lstm, weights.output, states, x, precision, cell)
-
-    def move(scalars, x_out):
-        return scalars[0] * x_out
-
-    rule = Rule(see, network, move)
+    rule = dm_rule(form, precision)
 
     def init_fn(params):
         return DMState(init_cells(phi.lstm, params, state_dtype))

@@ -20,6 +20,7 @@ from l2l_jax.lstm import (
 from l2l_jax.optimizers.coordinatewise import (
     Rule,
     check_network,
+    compute_dtype,
     init_cells,
     init_moments,
     map_leaves,
@@ -106,6 +107,29 @@ class RNNpropState(NamedTuple):
     lstm: tuple[LSTMState, ...]
 
 
+def rnnprop_rule(precision: str = "highest") -> Rule:
+    """The rule of `rnnprop_transform`; scalars: α, β1, β2, ε, 1 - β1^t, 1 - β2^t."""
+
+    def network(weights, states, x, cell):
+        z = elu(dense(weights.input, x, precision))
+        return lstm_network(weights.lstm, weights.output, states, z, precision, cell)
+
+    return Rule(_see, network, _move, precision)
+
+
+def _see(scalars, g, moments):
+    _, beta1, beta2, epsilon, left1, left2 = scalars
+    m, v = moments
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    return relative_gradients(g, m / left1, v / left2, epsilon), (m, v)
+
+
+def _move(scalars, x_out):
+    # The authors' program subtracts what optax adds, hence the minus.
+    return -scalars[0] * jnp.tanh(x_out)
+
+
 def rnnprop_transform(
     params: RNNpropParams,
     *,
@@ -146,8 +170,11 @@ def rnnprop_transform(
       precision: of the matrix products, "highest", "high" or "default", as in
         `jax.numpy.matmul`. GPUs and TPUs compute in less than float32 below "highest".
       implementation: "plain", the LSTM as the papers have it, mapped over coordinates;
-        "fused", the same numbers but for rounding, in less time, reverse-mode
-        derivatives only; "auto", the fastest that there is.
+        "fused", the same numbers but for rounding, in less time and, of leaves of many
+        parameters, in a bounded work space, reverse-mode derivatives only; "kernel", on
+        GPUs, the same as one kernel for leaves up to float32 and layers of up to 32
+        units, "fused" for others; "auto", "fused" so far: the kernel's speed has not
+        been measured.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` for any pytree of floating arrays.
@@ -178,23 +205,7 @@ def rnnprop_transform(
     phi = params
     check_network(phi, RNNpropParams, state_dtype, precision, implementation)
 
-    def see(scalars, g, moments):
-        _, beta1, beta2, epsilon, t = scalars
-        m, v = moments
-        m = beta1 * m + (1 - beta1) * g
-        v = beta2 * v + (1 - beta2) * g**2
-        m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
-        return relative_gradients(g, m_hat, v_hat, epsilon), (m, v)
-
-    def network(weights, states, x, cell):
-        z = elu(dense(weights.input, x, precision))
-        return lstm_network(weights.lstm, weights.output, states, z, precision, cell)
-
-    def move(scalars, x_out):
-        # The authors' program subtracts what optax adds, hence the minus.
-        return -scalars[0] * jnp.tanh(x_out)
-
-    rule = Rule(see, network, move)
+    rule = rnnprop_rule(precision)
 
     def init_fn(params):
         return RNNpropState(
@@ -208,9 +219,11 @@ def rnnprop_transform(
         del params, extra_args
         count = optax.safe_increment(state.count)
 
-        scalars = (step_size, b1, b2, eps, count)
-
         def update_leaf(g, moments, cells):
+            beta1, beta2, t = (
+                jnp.asarray(x, compute_dtype(g)) for x in (b1, b2, count)
+            )
+            scalars = (step_size, beta1, beta2, eps, 1 - beta1**t, 1 - beta2**t)
             return step_leaf(rule, phi, scalars, g, moments, cells, implementation)
 
         updates, (m, v), lstm = map_leaves(

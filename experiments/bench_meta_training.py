@@ -28,6 +28,9 @@ from l2l_jax.tasks import MLP, Dataset, classification_task
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("optimizer", "rnnprop", ["rnnprop", "dm"], "Kind of the optimizer.")
 flags.DEFINE_list("hidden_sizes", ["20", "20"], "Hidden units of each LSTM layer.")
+flags.DEFINE_integer(
+    "input_size", 20, "Units of RNNprop's layer in front of the LSTM.", lower_bound=1
+)
 common.define_devices()
 flags.DEFINE_integer("repeats", 7, "Counted calls of each program.", lower_bound=1)
 flags.DEFINE_string("out", None, "JSON file to write; default: only print.")
@@ -55,7 +58,10 @@ def main(argv: list[str]) -> None:
     devices = common.devices()
     sizes = [int(size) for size in FLAGS.hidden_sizes]
     task, coordinates = base_mlp()
-    optimizer = learned_optimizer(FLAGS.optimizer, {"hidden_sizes": tuple(sizes)})
+    arguments, inputs = {"hidden_sizes": tuple(sizes)}, 2
+    if FLAGS.optimizer == "rnnprop":
+        arguments["input_size"] = inputs = FLAGS.input_size
+    optimizer = learned_optimizer(FLAGS.optimizer, arguments)
     weights = {"rnnprop": "last", "dm": "mean"}[FLAGS.optimizer]
     trainer = meta_trainer(
         task,
@@ -66,7 +72,6 @@ def main(argv: list[str]) -> None:
         devices=devices,
     )
     state, key = trainer.init(jax.random.key(0)), jax.random.key(1)
-    inputs = 20 if FLAGS.optimizer == "rnnprop" else 2
     run_products, product_args, flop = floor.products(
         sizes, inputs, coordinates, STEPS, back=True
     )
@@ -92,7 +97,7 @@ def main(argv: list[str]) -> None:
         FLAGS.out,
         {
             "optimizer": FLAGS.optimizer,
-            "hidden_sizes": sizes,
+            "sizes": arguments,
             "coordinates": coordinates,
             "steps": STEPS,
             "devices": len(devices),

@@ -158,7 +158,9 @@ def meta_trainer(
         }
 
     if sharded:
-        mesh = jax.make_mesh((len(devices),), (AXIS,), devices=devices)
+        mesh = jax.make_mesh(
+            (len(devices),), (AXIS,), (jax.sharding.AxisType.Auto,), devices=devices
+        )
         everywhere = jax.sharding.PartitionSpec()
         iteration = jax.shard_map(
             iteration,
@@ -167,13 +169,16 @@ def meta_trainer(
             out_specs=everywhere,
             check_vma=False,
         )
-        data = jax.device_put(task.data, jax.sharding.NamedSharding(mesh, everywhere))
+        placement = jax.sharding.NamedSharding(mesh, everywhere)
     else:
-        data = task.data
+        placement = None
+    data = jax.device_put(task.data, placement)
     compiled = jax.jit(iteration, compiler_options=_options(devices[0]))
 
     def iterate(state: MetaState, key: jax.Array, num_segments: int):
-        return compiled(data, state, key, jnp.asarray(num_segments, jnp.int32))
+        # A state that lies elsewhere, as the first one does, would compile for itself.
+        args = state, key, jnp.asarray(num_segments, jnp.int32)
+        return compiled(data, *jax.device_put(args, placement))
 
     return MetaTrainer(init, iterate, compiled)
 

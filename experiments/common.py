@@ -29,9 +29,21 @@ flags.DEFINE_string(
 _USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 
 
+class _ListTasks(flags.BooleanFlag):
+    """Prints and stops while flags are read, as --help does: needs no other flag."""
+
+    def parse(self, argument):
+        if self._parse(argument):
+            print(task_table.listing())
+            sys.exit(0)
+
+
 def define_task(default: str, text: str) -> None:
-    """Defines --task."""
+    """Defines --task and --list_tasks."""
     flags.DEFINE_enum("task", default, task_table.TASKS, text)
+    flags.DEFINE_flag(
+        _ListTasks("list_tasks", False, "Print the names for --task and stop.")
+    )
 
 
 def define_evaluation() -> None:

@@ -1,9 +1,11 @@
-"""Names for optimizees: `<data>_<network>`, "quadratic", "convex"."""
+"""Names for optimizees: `<data>_<network>`, "sine_lstm…", "quadratic", "convex"."""
 
 from collections.abc import Callable
 
+import flax.linen as nn
+
 from l2l_jax import Task, convex_task, quadratic_task
-from l2l_jax.tasks import CNN, MLP, classification_task, load_dataset
+from l2l_jax.tasks import CNN, MLP, classification_task, load_dataset, sine_task
 
 PIXEL_RANGES = {"digits": (0.0, 1.0), "mnist": (0.0, 1.0), "cifar10": (-0.5, 0.5)}
 
@@ -21,12 +23,45 @@ NETWORKS = {
 FUNCTIONS: dict[str, Callable[[], Task]] = {
     "quadratic": quadratic_task,
     "convex": convex_task,
+    "sine_lstm": sine_task,
+    "sine_lstm_2layers": lambda: sine_task(layers=2),
+    "sine_lstm_small_noise": lambda: sine_task(noise=0.01),
 }
 
 TASKS = (
     *FUNCTIONS,
     *(f"{data}_{network}" for data in PIXEL_RANGES for network in NETWORKS),
 )
+
+# The tests of the RNNprop authors' program: task and steps.
+PAPER_TESTS = (
+    ("mnist_mlp", 100),
+    ("mnist_mlp", 2_000),
+    ("mnist_mlp", 10_000),
+    *((f"mnist_mlp_{name}", 100) for name in ("relu", "elu", "tanh")),
+    *((f"mnist_mlp_depth{n}", 100) for n in range(2, 11)),
+    *(
+        (f"{data}_cnn_{network}", 100)
+        for data in ("mnist", "cifar10")
+        for network in ("ccpf", "ccpccpff")
+    ),
+    *((f"sine_lstm{variant}", 100) for variant in ("", "_2layers", "_small_noise")),
+)
+
+
+def make_module(name: str) -> nn.Module | None:
+    """The network of the task of that name; None if it does not classify."""
+    return None if name in FUNCTIONS else NETWORKS[name.split("_", 1)[1]]()
+
+
+def listing() -> str:
+    """All names, those of the paper's tests with their steps."""
+    tests = [f"  --task={name} --num_steps={steps}" for name, steps in PAPER_TESTS]
+    others = sorted(set(TASKS) - {name for name, _ in PAPER_TESTS})
+    return "\n".join(
+        ["tests of the RNNprop paper:", *tests, "other tasks:"]
+        + [f"  --task={name}" for name in others]
+    )
 
 
 def make_task(
@@ -54,9 +89,9 @@ def make_task(
         raise ValueError(f"unknown task {name!r}; known are {', '.join(TASKS)}")
     if name in FUNCTIONS:
         return FUNCTIONS[name]()
-    data, network = name.split("_", 1)
+    data, _ = name.split("_", 1)
     return classification_task(
-        NETWORKS[network](),
+        make_module(name),
         load_dataset(data, split, data_dir, source),
         pixel_range=PIXEL_RANGES[data],
     )

@@ -48,6 +48,14 @@ def trained(tmp_path_factory):
     return directory, flags
 
 
+def test_tasks_are_listed():
+    lines = [line.strip() for line in binary("meta_train", "--list_tasks").splitlines()]
+    tests = lines[1 : lines.index("other tasks:")]
+    assert len(tests) == len(set(tests)) == 22
+    assert "--task=mnist_mlp --num_steps=10000" in tests
+    assert "--task=digits_mlp" in lines
+
+
 def test_meta_train_leaves_a_whole_run(trained):
     directory, flags = trained
     log = runs.read_log(directory)

@@ -18,6 +18,7 @@ FLOORS = [
     {"optimizers.learned"},
     {"tasks.data", "tasks.shuffle", "random_scaling", "convex"},
     {"tasks.quadratic", "tasks.mlp", "tasks.conv", "tasks.classification"},
+    {"tasks.sine"},
     {"tasks"},
     {"meta"},
     {"blockwise"},

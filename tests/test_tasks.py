@@ -13,8 +13,16 @@ from l2l_jax import (
     quadratic_task,
     random_scaling,
 )
-from l2l_jax.tasks import CNN, MLP, Dataset, classification_task
+from l2l_jax.tasks import (
+    CNN,
+    MLP,
+    Dataset,
+    SineLSTM,
+    classification_task,
+    sine_task,
+)
 from l2l_jax.tasks.conv import shifted_convolution
+from l2l_jax.tasks.sine import sine_waves
 
 KEY = jax.random.key(0)
 
@@ -183,3 +191,71 @@ def test_another_convolution_is_refused():
     x, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
     with pytest.raises(ValueError, match=r"\(2, 2\)"):
         shifted_convolution(x, kernel, (2, 2), "SAME")
+
+
+def test_sine_waves():
+    seen, target = sine_waves(KEY, 20_000, 10, 0.0)
+    f = np.float64(np.concatenate([seen, target[:, None]], 1))
+    # f(x + 1) + f(x - 1) = 2·cos(ω)·f(x), with one ω a wave
+    cosine = np.sum((f[:, 2:] + f[:, :-2]) * f[:, 1:-1], 1) / np.sum(
+        2 * f[:, 1:-1] ** 2, 1
+    )
+    np.testing.assert_allclose(
+        f[:, 2:] + f[:, :-2], 2 * cosine[:, None] * f[:, 1:-1], atol=1e-3
+    )
+    frequency = np.arccos(np.clip(cosine, -1, 1))
+    assert 0 <= frequency.min() < 0.01
+    assert np.pi / 2 - 0.01 < frequency.max() <= np.pi / 2 + 1e-3
+    np.testing.assert_allclose(frequency.mean(), np.pi / 4, atol=0.02)
+    np.testing.assert_allclose(np.mean(f**2), 100 / 6, rtol=0.03)  # E[A²]/2
+    noisy, same = sine_waves(KEY, 20_000, 10, 0.5)
+    np.testing.assert_array_equal(same, target)
+    np.testing.assert_allclose(np.std(noisy - seen), 0.5, rtol=0.01)
+    assert abs(np.mean(noisy - seen)) < 0.01
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_sine_lstm_is_the_recursion(layers):
+    """Gates i, f, g, o without a forget bias, zero state, read-out of the last h."""
+    task = sine_task(layers, hidden=3, batch_size=4)
+    params = task.init(KEY, ())
+    seen, target = sine_waves(jax.random.key(5), 4, 10, 0.1)
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    x = np.float64(seen)[..., None]
+    for layer in range(layers):
+        cell = jax.tree.map(np.float64, params[f"OptimizedLSTMCell_{layer}"])
+        c = h = np.zeros((4, 3))
+        out = []
+        for t in range(10):
+            i, f, g, o = (
+                x[:, t] @ cell[f"i{k}"]["kernel"]
+                + h @ cell[f"h{k}"]["kernel"]
+                + cell[f"h{k}"]["bias"]
+                for k in "ifgo"
+            )
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+            out.append(h)
+        x = np.stack(out, 1)
+    last = jax.tree.map(np.float64, params["Dense_0"])
+    predicted = (x[:, -1] @ last["kernel"] + last["bias"])[:, 0]
+    module = SineLSTM(layers, 3)
+    np.testing.assert_allclose(
+        module.apply({"params": params}, seen), predicted, atol=1e-5
+    )
+    expected = np.mean((predicted - np.float64(target)) ** 2)
+    loss = task.loss(params, (), (), jax.random.key(5))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_sine_minibatches_do_not_depend_on_the_cut():
+    task = sine_task()
+    whole = task.batches(KEY, (), (), 0, 6)
+    parts = [task.batches(KEY, (), (), start, 3) for start in (0, 3)]
+    assert jnp.array_equal(
+        jax.random.key_data(whole), jax.random.key_data(jnp.concatenate(parts))
+    )
+    assert len({tuple(k) for k in np.asarray(jax.random.key_data(whole)).tolist()}) == 6

@@ -5,12 +5,15 @@ from l2l_jax.tasks.conv import CNN
 from l2l_jax.tasks.data import Dataset, load_dataset
 from l2l_jax.tasks.mlp import MLP
 from l2l_jax.tasks.quadratic import quadratic_task
+from l2l_jax.tasks.sine import SineLSTM, sine_task
 
 __all__ = [
     "CNN",
     "MLP",
     "Dataset",
+    "SineLSTM",
     "classification_task",
     "load_dataset",
     "quadratic_task",
+    "sine_task",
 ]

@@ -1,9 +1,9 @@
 """Learned optimizers, DMoptimizer and RNNprop, as ordinary optax transformations.
 
-Use one: `rnnprop_transform`, `dm_transform`, `load`. Learn one: `meta_trainer` on a
-`Task`, with `random_scaling` and `combine`. Compare: `evaluator`. Tasks on data are in
-`l2l_jax.tasks`, hand-written optimizers in `l2l_jax.baselines`, resumable runs in
-`l2l_jax.runs`.
+Use one: `load_pretrained`, `rnnprop_transform`, `dm_transform`, `load`. Learn one:
+`meta_trainer` on a `Task`, with `random_scaling` and `combine`. Compare: `evaluator`.
+Tasks on data are in `l2l_jax.tasks`, hand-written optimizers in `l2l_jax.baselines`,
+resumable runs in `l2l_jax.runs`.
 """
 
 from l2l_jax.convex import combine, convex_task
@@ -20,7 +20,13 @@ from l2l_jax.meta import (
     unroll,
 )
 from l2l_jax.optimizers.dm import DMParams, DMState, dm_init, dm_transform
-from l2l_jax.optimizers.learned import Learned, learned_optimizer, load, save
+from l2l_jax.optimizers.learned import (
+    Learned,
+    learned_optimizer,
+    load,
+    load_pretrained,
+    save,
+)
 from l2l_jax.optimizers.rnnprop import (
     RNNpropParams,
     RNNpropState,
@@ -55,6 +61,7 @@ __all__ = [
     "inner_step",
     "learned_optimizer",
     "load",
+    "load_pretrained",
     "meta_gradient",
     "meta_loss",
     "meta_step",

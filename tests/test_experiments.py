@@ -56,6 +56,17 @@ def test_tasks_are_listed():
     assert "--task=digits_mlp" in lines
 
 
+def test_publish(trained, tmp_path):
+    flags = [f"--workdir={trained[0]}", "--name=mine", f"--outdir={tmp_path}"]
+    binary("publish", *flags)
+    assert load(tmp_path / "mine.npz").training["iterations"] == 2
+    assert (
+        "2 of 2 done, selected by training loss" in (tmp_path / "mine.md").read_text()
+    )
+    assert len((tmp_path / "mine.csv").read_text().splitlines()) == 3
+    assert "--overwrite" in binary("publish", *flags, fails=True)
+
+
 def test_meta_train_leaves_a_whole_run(trained):
     directory, flags = trained
     log = runs.read_log(directory)

@@ -10,8 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax import Learned, rnnprop_init, save
-
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -28,17 +26,8 @@ def test_it_shows_code_and_commands():
     }
 
 
-@pytest.fixture
-def after_quickstart(tmp_path, monkeypatch):
-    """A directory with what the first command leaves, seen from its root."""
-    phi = rnnprop_init(jax.random.key(0))
-    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
-    save(tmp_path / "runs/quickstart/rnnprop.npz", Learned("rnnprop", phi, {}, {}))
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_code(block, after_quickstart):
+def test_code(block):
     names = {}
     with jax.numpy_rank_promotion("allow"):  # a reader has no such setting
         exec(compile(block, "README.md", "exec"), names)

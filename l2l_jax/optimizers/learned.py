@@ -1,5 +1,6 @@
 """Learned optimizers with their weights, and the one small file that holds them."""
 
+import importlib.resources
 import io
 import json
 import os
@@ -195,6 +196,36 @@ def load(path: str | os.PathLike) -> Learned:
         ) from error
     params = jax.tree.unflatten(jax.tree.structure(expected), arrays)
     return Learned(metadata["kind"], params, config, training)
+
+
+def load_pretrained(name: str) -> Learned:
+    """A learned optimizer that ships with the package; nothing is downloaded.
+
+    How each was trained, and on what, is in `l2l_jax/pretrained/<name>.md` and in the
+    `training` of what is returned.
+
+    Args:
+      name: "rnnprop" or "dm".
+
+    Returns:
+      The `Learned`.
+
+    Raises:
+      ValueError: there is none of that name; the message has the names.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> learned = load_pretrained("rnnprop")
+      >>> theta = {"w": jnp.ones((3, 2))}
+      >>> tx = learned.transform()
+      >>> updates, state = tx.update(theta, tx.init(theta))
+    """
+    directory = importlib.resources.files("l2l_jax") / "pretrained"
+    names = [pathlib.PurePath(x.name) for x in directory.iterdir()]
+    known = sorted(x.stem for x in names if x.suffix == ".npz")
+    check_choice("name", name, tuple(known))
+    with importlib.resources.as_file(directory / f"{name}.npz") as path:
+        return load(path)
 
 
 def _check_metadata(metadata: Any) -> tuple[Kind, dict, dict, dict]:

@@ -1,0 +1,104 @@
+r"""Puts the selected weights of a run into the package, with its log and a model card.
+
+    python -m experiments.publish --workdir=experiments/results/rnnprop_mnist \
+        --name=rnnprop
+
+Seconds. The selection is the run's own rule (training loss or validation task), never a
+test task. Afterwards `l2l_jax.load_pretrained(name)` gives these weights.
+"""
+
+import hashlib
+import json
+import pathlib
+
+from absl import flags
+
+import l2l_jax
+from experiments import common, report
+from l2l_jax import load, runs
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+flags.DEFINE_string("name", None, "Name for load_pretrained.", required=True)
+flags.DEFINE_string(
+    "outdir",
+    str(pathlib.Path(l2l_jax.__file__).parent / "pretrained"),
+    "Where the files go; default: the package.",
+)
+flags.DEFINE_bool("overwrite", False, "Replace weights of that name.")
+
+CARD = """\
+# {name}
+
+| | |
+| --- | --- |
+| kind | {kind} |
+| trained on | {task}{tricks} |
+| iterations | {iterations} of {all_iterations} done, selected by {select} |
+| wall time to there | {hours:.1f} hours ({device}) |
+| meta-seed | {seed} |
+| command | `{command}` |
+| versions | {versions} |
+| SHA-256 of {name}.npz | `{digest}` |
+| licence | Apache 2.0 |
+
+{name}.csv is the log of the run: a line an iteration.
+"""
+
+
+def command(config: dict, iterations: int) -> str:
+    """What repeats the run."""
+    words = [
+        "python -m experiments.meta_train",
+        f"--optimizer={config['optimizer']}",
+        f"--task={config['task']}",
+        "--data_dir=DIR",
+        "--workdir=RUN",
+        f"--num_iterations={iterations}",
+    ]
+    same = ("scaling", "convex", "convex_scaling", "seed", "select", "num_devices")
+    words += [f"--{key}={str(config[key]).lower()}" for key in same]
+    return " ".join([*words, f"--export_every={config['export_every']}"])
+
+
+def main(argv: list[str]) -> None:
+    """Copies and writes."""
+    del argv
+    workdir, outdir = pathlib.Path(FLAGS.workdir), pathlib.Path(FLAGS.outdir)
+    target = outdir / f"{FLAGS.name}.npz"
+    if target.exists() and not FLAGS.overwrite:
+        raise FileExistsError(f"{target} is there; --overwrite replaces it")
+    run = json.loads((workdir / "config.json").read_text())
+    config, environment = run["config"], run["environment"]
+    weights = runs.select(workdir, by=config["select"])
+    learned, log = load(weights), runs.read_log(workdir)
+    iterations = learned.training["iterations"]
+    content, lines = weights.read_bytes(), (workdir / "log.csv").read_bytes()
+    tricks = [f"Random Scaling {config['scaling']:g}"] if config["scaling"] else []
+    tricks += ["combined with convex functions"] if config["convex"] else []
+    card = CARD.format(
+        name=FLAGS.name,
+        kind=learned.kind,
+        task=config["task"],
+        tricks="".join(f", {trick}" for trick in tricks),
+        iterations=iterations,
+        all_iterations=log["iteration"].size,
+        select={"training": "training loss", "validation": "a validation task"}[
+            config["select"]
+        ],
+        hours=log["seconds"][:iterations].sum() / 3600,
+        device=f"{environment['backend']}, {environment['machine']}",
+        seed=config["seed"],
+        command=command(config, log["iteration"].size),
+        versions=", ".join(f"{k} {environment[k]}" for k in ("python", "jax", "optax")),
+        digest=hashlib.sha256(content).hexdigest(),
+    )
+    outdir.mkdir(parents=True, exist_ok=True)
+    report.write(target, lambda file: file.write_bytes(content))
+    report.write(target.with_suffix(".csv"), lambda file: file.write_bytes(lines))
+    report.write(target.with_suffix(".md"), lambda file: file.write_text(card))
+    print(f"wrote {target}, its log and its card")
+
+
+if __name__ == "__main__":
+    common.run(main)

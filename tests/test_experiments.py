@@ -186,3 +186,16 @@ def test_errors_of_users_are_one_line(name, flags, text):
     message = binary(name, *flags, fails=True)
     assert text in message
     assert "Traceback" not in message
+
+
+def test_benchmarks_run(tmp_path):
+    """Their numbers are for people; here only that they are there."""
+    out = tmp_path / "bench.json"
+    binary("bench_step", "--sizes=4000", "--repeats=1", f"--out={out}")
+    rows = json.loads(out.read_text())["sizes"]["4000"]
+    assert rows["adam"]["state_bytes_per_parameter"] == 8
+    assert rows["rnnprop 2x20"]["state_bytes_per_parameter"] == 328
+    assert all(r["ratio_to_floor"] > 0 for name, r in rows.items() if name != "adam")
+    flags = ["--hidden_sizes=2", "--input_size=2", "--repeats=1", "--num_devices=2"]
+    binary("bench_meta_training", *flags, f"--out={out}")
+    assert json.loads(out.read_text())["ratio_to_floor"] > 0

@@ -148,32 +148,34 @@ def _slope(phi, transform, states, gradients, cotangents, block):
     # counted there.
     firsts = jnp.arange(0, size, block)
     begins = jnp.minimum(firsts, size - block)
-    axes = (_coordinate_axes(transform(phi), gradients.dtype), 0, 0)
+    axes = _coordinate_axes(transform(phi), gradients.dtype)
 
     def add_block(slope, where):
         first, begin = where
+        g, u = (
+            jax.lax.dynamic_slice_in_dim(x, begin, block, 1)
+            for x in (gradients, cotangents)
+        )
         new = begin + jnp.arange(block) >= first
+        u = jnp.where(jnp.broadcast_to(new, u.shape), u, 0)
 
-        def step_back(carry, t):
-            slope, later = carry
+        def step_back(carry, signals):
+            (slope, later), (t, g, u) = carry, signals
             here = functools.partial(_cut, t=t, begin=begin, block=block)
-            state, g, u = jax.tree.map(here, (states, gradients, cotangents), axes)
+            state = jax.tree.map(here, states, axes)
 
             def rule(phi, values):
-                state_ = _with_floating(state, values)
-                update, after = transform(phi).update(g, state_)
+                update, after = transform(phi).update(g, _with_floating(state, values))
                 return update, _floating(after)
 
             _, pull = jax.vjp(rule, phi, _floating(state))
-            part, earlier = pull((jnp.where(new, u, 0), later))
+            part, earlier = pull((u, later))
             return (jax.tree.map(jnp.add, slope, part), earlier), None
 
-        state = jax.tree.map(
-            functools.partial(_cut, t=0, begin=0, block=block), states, axes[0]
-        )
-        last = jax.tree.map(jnp.zeros_like, _floating(state))
-        steps = jnp.arange(length)
-        (slope, _), _ = jax.lax.scan(step_back, (slope, last), steps, reverse=True)
+        last = functools.partial(_cut, t=length - 1, begin=begin, block=block)
+        none = jax.tree.map(jnp.zeros_like, _floating(jax.tree.map(last, states, axes)))
+        steps = (jnp.arange(length), g, u)
+        (slope, _), _ = jax.lax.scan(step_back, (slope, none), steps, reverse=True)
         return slope, None
 
     zero = jax.tree.map(jnp.zeros_like, phi)

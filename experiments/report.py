@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -94,6 +94,109 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -
     return "\n".join(text)
 
 
+class Line(NamedTuple):
+    """A line of a panel.
+
+    Attributes:
+      label: its name in the legend.
+      x, y: floats (N,); what is not finite is left out.
+      error: float (N,), half the height of the band around it; None: no band.
+      style: of matplotlib, such as {"color": COLOURS[0]}.
+    """
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    error: np.ndarray | None = None
+    style: Mapping[str, Any] = {}
+
+
+class Panel(NamedTuple):
+    """One coordinate system of a picture.
+
+    Attributes:
+      title: above it.
+      x_label, y_label: with units.
+      lines: from back to front.
+      top: upper end of the y axis; None: as high as the lines.
+      log: which axes are logarithmic, of "x" and "y".
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    top: float | None = None
+    log: str = "y"
+
+
+def band(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (T,) and its standard error (T,), zeros for one run, of losses (R, T)."""
+    mean = losses.mean(axis=0)
+    if len(losses) < 2:
+        return mean, np.zeros_like(mean)
+    return mean, losses.std(axis=0, ddof=1) / len(losses) ** 0.5
+
+
+def write_panels(paths: Sequence[pathlib.Path], panels: Sequence[Panel]) -> None:
+    """Draws panels side by side, one legend below; equal input gives equal bytes.
+
+    Args:
+      paths: files; the suffix says the format, ".png" or ".svg".
+      panels: lines of equal label share an entry of the legend.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    # At 830 pixels, the width of a README, ten inches make nine points ten pixels.
+    width = max(5.6, min(4.6 * len(panels), 10))
+    with pyplot.rc_context({"svg.hashsalt": "l2l_jax", "font.size": 9}):
+        figure, axes = pyplot.subplots(
+            1, len(panels), figsize=(width, 4.2), squeeze=False, layout="constrained"
+        )
+        handles = {}
+        for axis, panel in zip(axes[0], panels, strict=True):
+            for line in panel.lines:
+                style = {"linewidth": 1.6, **line.style}
+                (drawn,) = axis.plot(line.x, line.y, label=line.label, **style)
+                handles.setdefault(line.label, drawn)
+                if line.error is not None:
+                    low, high = line.y - line.error, line.y + line.error
+                    axis.fill_between(
+                        line.x,
+                        low,
+                        high,
+                        color=drawn.get_color(),
+                        alpha=0.2,
+                        linewidth=0,
+                    )
+            if "x" in panel.log:
+                axis.set_xscale("log")
+            if "y" in panel.log:
+                axis.set_yscale("log")
+            else:
+                axis.set_ylim(bottom=0)
+            axis.set_ylim(top=panel.top)
+            axis.set_title(panel.title, fontsize="medium")
+            axis.set_xlabel(panel.x_label)
+            axis.grid(alpha=0.3, which="both")
+        axes[0][0].set_ylabel(panels[0].y_label)
+        columns = max(1, min(len(handles), int(width // 2.4)))
+        if handles:
+            figure.legend(
+                handles.values(), handles, loc="outside lower center", ncols=columns
+            )
+        for path in paths:
+            kind = path.suffix[1:]
+            # No date, or the bytes would change from day to day.
+            metadata = {"Date": None} if kind == "svg" else {}
+            options = {"dpi": 150, "format": kind, "metadata": metadata}
+            write(path, lambda file, options=options: figure.savefig(file, **options))
+        pyplot.close(figure)
+
+
 def write_curves(
     path: pathlib.Path, curves: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:
@@ -104,40 +207,14 @@ def write_curves(
       curves: for each task and optimizer the losses (runs, steps). Lines are means of
         the runs that stayed finite, bands their standard errors.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(
-        1, len(curves), figsize=(4.6 * len(curves), 3.8), squeeze=False
-    )
-    for panel, (task, lines) in zip(panels[0], curves.items(), strict=True):
-        highest = 0.0
-        for colour, (name, losses) in zip(COLOURS, lines.items(), strict=False):
+    panels = []
+    for task, of_task in curves.items():
+        lines = []
+        for colour, (name, losses) in zip(COLOURS, of_task.items(), strict=False):
             finite = losses[np.isfinite(losses).all(axis=1)]
-            if not len(finite):
-                continue
-            mean = finite.mean(axis=0)
-            error = (
-                finite.std(axis=0, ddof=1) / len(finite) ** 0.5
-                if len(finite) > 1
-                else np.zeros_like(mean)
-            )
-            steps = np.arange(mean.size)
-            style = {"color": colour, "linewidth": 1.6}
-            panel.plot(steps, mean, label=name, **style)
-            panel.fill_between(
-                steps, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0
-            )
-            highest = max(highest, float(mean[0]))
-        panel.set_yscale("log")
-        panel.set_ylim(top=2 * highest if highest else None)
-        panel.set_title(task)
-        panel.set_xlabel("step")
-        panel.grid(alpha=0.3, which="both")
-    panels[0][0].set_ylabel("minibatch loss (nats)")
-    panels[0][-1].legend(fontsize="small")
-    figure.tight_layout()
-    write(path, lambda file: figure.savefig(file, dpi=150, format="png"))
-    pyplot.close(figure)
+            if len(finite):
+                steps = np.arange(finite.shape[1])
+                lines.append(Line(name, steps, *band(finite), {"color": colour}))
+        top = 2 * max((float(line.y[0]) for line in lines), default=0.0) or None
+        panels.append(Panel(task, "step", "minibatch loss (nats)", lines, top))
+    write_panels([path], panels)

@@ -21,10 +21,12 @@ class Evaluation(NamedTuple):
       final: float (R,), final loss of each run: θ_T frozen, the loss averaged over all
         T minibatches that the run met.
       curves: float (R, T), loss of each step, before its update.
+      params: final parameters θ_T, a tree of NumPy arrays with leading axis R.
     """
 
     final: np.ndarray
     curves: np.ndarray
+    params: PyTree
 
     @property
     def diverged(self) -> np.ndarray:
@@ -131,6 +133,8 @@ def evaluator(
       >>> result = sgd.evaluate(0.01, jax.random.key(0), num_steps=100, num_runs=5)
       >>> result.final.shape, result.curves.shape, result.summary()["diverged"]
       ((5,), (5, 100), 0)
+      >>> result.params.shape  # θ_T of each run
+      (5, 10)
 
     References:
       Lv, Jiang, Li, `Learning Gradient Descent <https://arxiv.org/abs/1703.03633>`_,
@@ -181,6 +185,10 @@ def evaluator(
         for begin, length in zip(begins, lengths, strict=True):
             drawn = batches(begin, length)
             total += np.asarray(_frozen_loss(functions, task.data, frozen, drawn))
-        return Evaluation(total / num_steps, np.concatenate(curves, axis=1))
+        return Evaluation(
+            total / num_steps,
+            np.concatenate(curves, axis=1),
+            jax.tree.map(np.asarray, episodes.params),
+        )
 
     return Evaluator(evaluate)

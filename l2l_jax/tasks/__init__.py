@@ -1,6 +1,6 @@
 """Optimizees: the tasks on which optimizers are learned and compared."""
 
-from l2l_jax.tasks.classification import classification_task
+from l2l_jax.tasks.classification import accuracy, classification_task
 from l2l_jax.tasks.conv import CNN
 from l2l_jax.tasks.data import Dataset, load_dataset
 from l2l_jax.tasks.mlp import MLP
@@ -12,6 +12,7 @@ __all__ = [
     "MLP",
     "Dataset",
     "SineLSTM",
+    "accuracy",
     "classification_task",
     "load_dataset",
     "quadratic_task",

@@ -1,5 +1,6 @@
 """A network that learns to classify images, as an optimizee."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import optax
 from l2l_jax.checks import check_number, check_sizes
 from l2l_jax.tasks.data import Dataset
 from l2l_jax.tasks.shuffle import minibatch_indices
-from l2l_jax.types import Task
+from l2l_jax.types import PyTree, Task
 
 
 def classification_task(
@@ -65,14 +66,9 @@ def classification_task(
             f"batch_size must be at most the number of images, {num_examples}, got"
             f" {batch_size}"
         )
-    low, high = pixel_range
-    check_number("pixel_range[0]", low)
-    check_number("pixel_range[1]", high, low, low_open=True)
+    pixels = _scaled_to(pixel_range)
     if init_std is not None:
         check_number("init_std", init_std, 0)
-
-    def pixels(images: jax.Array) -> jax.Array:
-        return low + images.astype(jnp.float32) * ((high - low) / 255)
 
     def init(key: jax.Array, instance: Any) -> Any:
         del instance
@@ -102,3 +98,63 @@ def classification_task(
         batches=batches,
         loss=loss,
     )
+
+
+def accuracy(
+    module: nn.Module,
+    dataset: Dataset,
+    *,
+    pixel_range: tuple[float, float] = (0.0, 1.0),
+    batch_size: int = 500,
+) -> Callable[[PyTree], jax.Array]:
+    """Prepares the fraction of images that a network classifies rightly.
+
+    Args:
+      module: as in `classification_task`.
+      dataset: usually the split "test".
+      pixel_range: as in the task on which the network was trained.
+      batch_size: images at a time; bounds the memory, does not change the result.
+
+    Returns:
+      A function from the params of `classification_task` to a float in [0, 1].
+
+    Raises:
+      ValueError: an argument is out of range.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from l2l_jax.tasks import Dataset, MLP, classification_task
+      >>> labels = np.array([3] * 7 + [1] * 3, np.int32)
+      >>> data = Dataset(np.zeros((10, 8, 8, 1), np.uint8), labels)
+      >>> params = classification_task(MLP(), data, batch_size=10, init_std=0.0).init(
+      ...     jax.random.key(0), ()
+      ... )
+      >>> params["Dense_1"]["bias"] = params["Dense_1"]["bias"].at[3].set(1.0)
+      >>> round(float(accuracy(MLP(), data)(params)), 3)  # it always answers 3
+      0.7
+    """
+    check_sizes("batch_size", (batch_size,))
+    pixels = _scaled_to(pixel_range)
+    dataset = jax.tree.map(jnp.asarray, dataset)
+
+    @jax.jit
+    def fraction(params, dataset):
+        def is_right(image, label):
+            logits = module.apply({"params": params}, pixels(image[None]))
+            return jnp.argmax(logits[0]) == label
+
+        # Takes care of a last, smaller batch.
+        right = jax.lax.map(
+            lambda example: is_right(*example), tuple(dataset), batch_size=batch_size
+        )
+        return jnp.mean(right)
+
+    return lambda params: fraction(params, dataset)
+
+
+def _scaled_to(pixel_range: tuple[float, float]) -> Callable[[jax.Array], jax.Array]:
+    """Bytes to floats: 0 becomes the lower, 255 the upper of the two."""
+    low, high = pixel_range
+    check_number("pixel_range[0]", low)
+    check_number("pixel_range[1]", high, low, low_open=True)
+    return lambda images: low + images.astype(jnp.float32) * ((high - low) / 255)

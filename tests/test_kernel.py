@@ -1,15 +1,17 @@
 """The GPU kernel, interpreted, is the plain optimizer, and Triton takes it."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2l_jax import dm_init, dm_transform, rnnprop_init, rnnprop_transform
+from l2l_jax import dm_init, dm_transform, kernel, rnnprop_init, rnnprop_transform
 from l2l_jax.kernel import MAX_SIZE, kernel_step, kernel_supports
 from l2l_jax.lstm import LSTMState
+from l2l_jax.optimizers import coordinatewise
 from l2l_jax.optimizers.dm import DMState, dm_rule
 from l2l_jax.optimizers.rnnprop import RNNpropState, rnnprop_rule
 
@@ -123,9 +125,9 @@ def test_vmap(axes):
     def plain(phi, g, state):
         return rnnprop_transform(phi, implementation="plain").update(g, state)
 
-    kernel = functools.partial(kernel_update, "rnnprop", interpret=True)
+    by_kernel = functools.partial(kernel_update, "rnnprop", interpret=True)
     found, expected = (
-        jax.jit(jax.vmap(f, axes))(phi, g, state) for f in (kernel, plain)
+        jax.jit(jax.vmap(f, axes))(phi, g, state) for f in (by_kernel, plain)
     )
     assert_close(found, expected)
 
@@ -141,11 +143,11 @@ def test_derivatives_are_those_of_the_fused_path():
     def fused(phi, g, state):
         return rnnprop_transform(phi, implementation="fused").update(g, state)
 
-    kernel = functools.partial(kernel_update, "rnnprop", interpret=True)
+    by_kernel = functools.partial(kernel_update, "rnnprop", interpret=True)
     g = 0.1 + gradients(2, 2, 3)
     found, expected = (
         jax.jit(jax.value_and_grad(functools.partial(loss, f), (0, 1)))(phi, g)
-        for f in (kernel, fused)
+        for f in (by_kernel, fused)
     )
     assert_close(found, expected, 1e-6)
 
@@ -182,6 +184,26 @@ def test_triton_takes_it(network, dtype, options):
     assert text.count("#stablehlo.output_operand_alias") == in_place
 
 
+def test_nothing_is_touched_past_the_end(monkeypatch):
+    """On a GPU that is other arrays' memory; interpreted, it does not exist."""
+    phi, g = random_weights("rnnprop", (5,), 4), jnp.zeros(7)
+    state = rnnprop_transform(phi).init(g)
+    masks = []
+
+    def spy(access, ref, index, mask, *value):
+        if g.size in ref.shape:
+            masks.append(mask)
+        return access(ref, index, mask, *value)
+
+    for name in ("_read", "_write"):
+        access = getattr(kernel, name)
+        monkeypatch.setattr(kernel, name, functools.partial(spy, access))
+    jax.eval_shape(functools.partial(kernel_update, "rnnprop", phi), g, state)
+    # g or the update, m and v; c and h, each a tile of four rows and one of one.
+    assert len(masks) == 2 * (3 + 2 * 2)
+    assert all(mask is not None for mask in masks)
+
+
 def test_by_argument():
     """The transformation takes the kernel where it can, the fused path elsewhere."""
     phi = random_weights(*NETWORKS[0])
@@ -191,6 +213,46 @@ def test_by_argument():
         traced = jax.jit(tx.update).trace(g, jax.eval_shape(tx.init, g))
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
         assert text.count("xla.gpu.triton") == kernels
+
+
+def test_chosen_on_one_gpu(monkeypatch):
+    """By "auto", large leaves only, and what is compiled for a CPU goes without."""
+    phi = random_weights(*NETWORKS[4])
+    tx, fused = (dm_transform(phi, implementation=name) for name in ("auto", "fused"))
+
+    def lowered(size, platform):
+        # Not the function itself: a second trace would be the first one's.
+        update = jax.jit(lambda *args: tx.update(*args))
+        g = jax.ShapeDtypeStruct((size,), jnp.float32)
+        traced = update.trace(g, jax.eval_shape(tx.init, g))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    large = coordinatewise.KERNEL_FROM
+    assert "triton" not in lowered(large, "cuda")
+    gpu = SimpleNamespace(platform="gpu", compute_capability="9.0")
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    assert lowered(large, "cuda").count("xla.gpu.triton") == 1
+    assert "triton" not in lowered(large, "cpu")
+    assert "triton" not in lowered(large - 1, "cuda")
+    g = gradients(large)
+    found, expected = (jax.jit(one.update)(g, one.init(g)) for one in (tx, fused))
+    assert_close(found, expected, 0)
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ([{"compute_capability": "8.0"}], True),
+        ([{"compute_capability": "9.0"}] * 2, False),
+        ([{"compute_capability": "7.5"}], False),
+        ([{"compute_capability": "gfx90a"}], False),
+        ([{}], False),
+    ],
+)
+def test_gpus_that_do(monkeypatch, devices, expected):
+    found = [SimpleNamespace(**one) for one in devices]
+    monkeypatch.setattr(jax, "devices", lambda: found)
+    assert coordinatewise.on_one_gpu() is expected
 
 
 def test_what_is_refused(x64):

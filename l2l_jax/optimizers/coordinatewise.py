@@ -20,6 +20,9 @@ from l2l_jax.types import PyTree
 STATE_DTYPES = (None, "bfloat16", "float32", "float64")
 PRECISIONS = ("default", "high", "highest")
 IMPLEMENTATIONS = ("auto", "fused", "kernel", "plain")
+# Coordinates of a leaf from which on "auto" takes the GPU's kernel. Every size of leaf
+# compiles one for itself, and a network has many small ones of different sizes.
+KERNEL_FROM = 2**16
 
 
 def check_network(
@@ -152,24 +155,16 @@ def step_leaf(
       g: gradient, shape S.
       moments: arrays of shape S.
       cells: states with leaves (H, *S), of any floating dtype.
-      implementation: "plain": `lstm_cell` mapped over the coordinates, "fused" or
-        "auto": `fused_cell` of arrays of them, chunk by chunk, "kernel": the GPU's
-        kernel, "fused" for a leaf that it does not take.
+      implementation: "plain": `lstm_cell` mapped over the coordinates, "fused":
+        `fused_cell` of arrays of them, chunk by chunk, "kernel": the GPU's kernel,
+        "fused" for a leaf that it does not take, "auto": "kernel" for leaves of at
+        least `KERNEL_FROM` coordinates where `on_one_gpu`, else "fused".
 
     Returns:
       The update in g's dtype, the new moments, and the new cells in their own dtypes.
     """
     dtype = compute_dtype(g)
     scalars = tuple(jnp.asarray(x, dtype) for x in scalars)
-    if implementation == "kernel":
-        # Pallas is imported only where it is asked for.
-        from l2l_jax.kernel import kernel_step, kernel_supports
-
-        leaf = (g, moments, cells)
-        if kernel_supports(weights, *leaf):
-            return kernel_step(
-                rule.see, rule.move, weights, scalars, *leaf, precision=rule.precision
-            )
 
     def step(shared, g, state):
         (scalars, weights), (moments, cells) = shared, state
@@ -181,8 +176,43 @@ def step_leaf(
 
     if implementation != "plain":
         step = in_chunks(step)
-    update, (moments, cells) = step((scalars, weights), g, (moments, cells))
+    arguments = (scalars, weights), g, (moments, cells)
+    if implementation == "kernel":
+        step = _by_kernel(rule, arguments) or step
+    elif implementation == "auto" and g.size >= KERNEL_FROM and on_one_gpu():
+        kernel = _by_kernel(rule, arguments) or step
+        # Beside the GPU there is the CPU, for which a program may be compiled, too.
+        step = functools.partial(jax.lax.platform_dependent, cuda=kernel, default=step)
+    update, (moments, cells) = step(*arguments)
     return update, moments, cells
+
+
+def _by_kernel(rule: Rule, arguments: tuple) -> Callable | None:
+    """`step(shared, g, state)` by the GPU's kernel; None if it does not take these."""
+    # Pallas is imported only where it may be wanted.
+    from l2l_jax.kernel import kernel_step, kernel_supports
+
+    def step(shared, g, state):
+        (scalars, weights), (moments, cells) = shared, state
+        update, *state = kernel_step(
+            *(rule.see, rule.move, weights, scalars, g, moments, cells),
+            precision=rule.precision,
+        )
+        return update, tuple(state)
+
+    (_, weights), g, state = arguments
+    return step if kernel_supports(weights, g, *state) else None
+
+
+def on_one_gpu() -> bool:
+    """Whether JAX's default devices are one GPU on which Triton's code runs.
+
+    Among several, a leaf may be sharded, and the kernel would gather it.
+    """
+    devices = jax.devices()
+    # "9.0" of CUDA, "gfx90a" of ROCm, nothing of a CPU.
+    capability = str(getattr(devices[0], "compute_capability", ""))
+    return len(devices) == 1 and capability[:1].isdigit() and float(capability) >= 8
 
 
 def _step_cells(network, weights, inputs, cells, plain):

@@ -147,8 +147,9 @@ def dm_transform(
         "fused", the same numbers but for rounding, in less time and, of leaves of many
         parameters, in a bounded work space, reverse-mode derivatives only; "kernel", on
         GPUs, the same as one kernel for leaves up to float32 and layers of up to 32
-        units, "fused" for others; "auto", "fused" so far: the kernel's speed has not
-        been measured.
+        units, "fused" for others; "auto", "kernel" for leaves of at least 65,536
+        coordinates where JAX's one device is an NVIDIA GPU of compute capability 8 or
+        more, else "fused".
 
     Returns:
       An `optax.GradientTransformationExtraArgs` for any pytree of floating arrays.

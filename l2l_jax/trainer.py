@@ -105,6 +105,7 @@ def meta_trainer(
     weights = segment_weights(weights, segment_length)
     check_task(task)
 
+    home = devices[0] if devices else None
     devices = list(devices or jax.devices()[:1])
     block = block or (1024 if devices[0].platform == "cpu" else sys.maxsize)
     blockwise = optimizer.coordinatewise and not second_order
@@ -171,7 +172,7 @@ def meta_trainer(
         )
         placement = jax.sharding.NamedSharding(mesh, everywhere)
     else:
-        placement = None
+        placement = home
     data = jax.device_put(task.data, placement)
     compiled = jax.jit(iteration, compiler_options=_options(devices[0]))
 

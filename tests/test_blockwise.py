@@ -51,11 +51,10 @@ def plain(kind):
     return learned_optimizer(kind, SIZES[kind], implementation="plain")
 
 
-@pytest.mark.parametrize("kind", ["rnnprop", "dm"])
-@pytest.mark.parametrize("block", [1, 5, 100])
-def test_blocks_give_the_meta_gradient(kind, block, x64):
+def check_blocks(kind, block, dtype, tolerance):
+    """Two segments, the second from states that are not zero: blocks against plain."""
     task, optimizer = on_vector(TASK), learned_optimizer(kind, SIZES[kind])
-    phi = jax.tree.map(jnp.float64, optimizer.init(jax.random.key(0)))
+    phi = jax.tree.map(dtype, optimizer.init(jax.random.key(0)))
 
     @jax.jit
     def reference(episode):
@@ -68,14 +67,24 @@ def test_blocks_give_the_meta_gradient(kind, block, x64):
         return blockwise_meta_gradient(phi, transform, task, episode, WEIGHTS, block)
 
     episode = start_episode(task, optimizer.transform(phi), jax.random.key(1))
-    # The second segment too, which starts from states that are not zero.
     for _ in range(2):
         (loss, after), slope = blocks(episode)
         (expected_loss, expected), expected_slope = reference(episode)
-        assert largest_error(slope, expected_slope) < 1e-12
-        assert largest_error(loss, expected_loss) < 1e-12
-        assert largest_error(after.params, expected.params) < 1e-12
+        assert largest_error(slope, expected_slope) < tolerance
+        assert largest_error(loss, expected_loss) < tolerance
+        assert largest_error(after.params, expected.params) < tolerance
         episode = after
+
+
+@pytest.mark.parametrize("kind", ["rnnprop", "dm"])
+@pytest.mark.parametrize("block", [1, 5, 100])
+def test_blocks_give_the_meta_gradient(kind, block, x64):
+    check_blocks(kind, block, jnp.float64, 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["rnnprop", "dm"])
+def test_in_float32_as_well(kind):
+    check_blocks(kind, 5, jnp.float32, 1e-5)
 
 
 @pytest.mark.parametrize("meta_batch", [1, 2])
@@ -103,6 +112,18 @@ def test_a_training_is_the_same_on_every_path(meta_batch):
         found, other = train(fast, **options)
         assert largest_error(found, expected) < 3e-5
         np.testing.assert_allclose(other, loss, rtol=1e-5)
+
+
+def test_training_on_a_device_of_choice():
+    last = jax.devices()[-1]
+    assert last != jax.devices()[0]
+    optimizer = learned_optimizer("rnnprop", SIZES["rnnprop"])
+    trainer = meta_trainer(TASK, optimizer, optax.sgd(1e-3), devices=[last])
+    state, metrics = trainer.iterate(
+        trainer.init(jax.random.key(0)), jax.random.key(1), 1
+    )
+    for leaf in jax.tree.leaves((state, metrics)):
+        assert leaf.devices() == {last}
 
 
 def test_rules_that_are_not_coordinatewise_see_the_tree():

@@ -122,8 +122,9 @@ def test_damage_is_never_restored(tmp_path, damage):
         try:
             iteration, restored = checkpoint.restore(tmp_path, state)
         except ValueError as error:
-            assert str(newest) in str(error)  # noqa: PT017
-            assert str(newest.with_name("1")) in str(error)  # noqa: PT017
+            # No pytest.raises: not every damage has to be noticed.
+            assert str(newest) in str(error)  # noqa: PT017  see above
+            assert str(newest.with_name("1")) in str(error)  # noqa: PT017  likewise
             noticed += 1
         else:
             assert iteration == 2, path

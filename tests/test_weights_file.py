@@ -87,6 +87,7 @@ def huge():
     return {"output/bias.npy": buffer.getvalue()}
 
 
+# "object" is a pickle, which must not be executed.
 DAMAGE = {
     "newer version": (metadata(version=99), "version 99"),
     "unknown kind": (metadata(kind="other"), "'other'"),

@@ -95,7 +95,7 @@ class Learned(NamedTuple):
     kind: str
     params: PyTree
     config: dict[str, Any] = {}  # noqa: RUF012  a NamedTuple's default, never mutated
-    training: dict[str, Any] = {}  # noqa: RUF012
+    training: dict[str, Any] = {}  # noqa: RUF012  likewise
 
     def transform(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
         """The optax transformation, `overrides` replacing entries of `config`."""
@@ -148,6 +148,7 @@ def save(path: str | os.PathLike, learned: Learned) -> None:
             archive.writestr(_member(_METADATA), text)
             for name, array in _named(learned.params).items():
                 buffer = io.BytesIO()
+                # A pickle is code, which `load` does not execute.
                 np.save(buffer, np.asarray(array), allow_pickle=False)
                 archive.writestr(_member(f"{name}.npy"), buffer.getvalue())
         os.replace(temporary, path)
@@ -265,6 +266,7 @@ def _read_array(
             f" shape {found}"
         )
     buffer.seek(0)
+    # The header says that it is no pickle; the reader is told as well.
     array = np.lib.format.read_array(buffer, allow_pickle=False)
     if not np.isfinite(array).all():
         raise ValueError(f"the array {name} holds numbers that are not finite")

@@ -3,7 +3,7 @@
     python -m experiments.quickstart
 
 Under three minutes on 2 cores. The learned optimizer should be ahead of all but Adam,
-and about level with it on the CNN; a minute of meta-training is little.
+and about level with it on the CNN; half a minute of meta-training is little.
 """
 
 import itertools

@@ -8,6 +8,7 @@ import pytest
 import l2l_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = pathlib.Path(l2l_jax.__file__).parent
 FLOORS = [
     {"types", "checks"},
     {"trees", "lstm", "preprocess", "chunks"},
@@ -36,7 +37,7 @@ HEAVY |= {"tensorboardX", "tqdm", "absl"}
 
 
 def name_of(path):
-    parts = path.relative_to(ROOT / "l2l_jax").with_suffix("").parts
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
@@ -59,7 +60,7 @@ def rooms_imported(path):
             )
 
 
-LIBRARY = [p for p in sorted((ROOT / "l2l_jax").rglob("*.py")) if p.stat().st_size]
+LIBRARY = [p for p in sorted((PACKAGE).rglob("*.py")) if p.stat().st_size]
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)

@@ -1,0 +1,46 @@
+"""What installing and importing the package does, and does not."""
+
+import importlib.metadata
+import pathlib
+import subprocess
+import sys
+
+import l2l_jax
+
+PACKAGE = pathlib.Path(l2l_jax.__file__).parent
+
+IMPORT = """
+import sys
+opened = []
+sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
+import l2l_jax
+print(*{name.partition(".")[0] for name in sys.modules})
+print(*(path for path in opened if path.endswith((".npz", ".gz", ".bin", ".csv"))))
+"""
+
+
+def test_importing_starts_nothing_and_reads_nothing(tmp_path):
+    """A device could not be started: there is no platform of that name."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT],
+        cwd=PACKAGE.parent,
+        env={"JAX_PLATFORMS": "nothing", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    modules, files = done.stdout.splitlines()
+    heavy = {"tensorflow", "tensorflow_datasets", "matplotlib", "sklearn", "tqdm"}
+    assert not heavy & set(modules.split())
+    assert "jax" in modules.split()
+    assert not files
+    assert not list(tmp_path.iterdir())
+
+
+def test_types_and_version_are_there():
+    assert (PACKAGE / "py.typed").exists()
+    requires = importlib.metadata.requires("l2l_jax")
+    core = {line.split(">")[0] for line in requires if "extra" not in line}
+    assert core == {"jax", "jaxlib", "flax", "optax", "chex", "numpy"}
+    assert l2l_jax.__version__ == importlib.metadata.version("l2l_jax")

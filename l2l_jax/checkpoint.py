@@ -243,7 +243,7 @@ def _check(path: Path, arrays: dict[str, np.ndarray], example: Any) -> None:
         )
 
 
-def _like(leaf: Any, array: np.ndarray) -> Any:
+def _like(leaf: Any, array: Any) -> Any:
     """Makes of the stored array what `leaf` is."""
     if isinstance(leaf, np.generic):
         return array[()]

@@ -200,12 +200,12 @@ def _tiles(n: int, smallest: int) -> list[_Tile]:
 
 def _outer_and(shape, *masks):
     """Mask of a matrix from masks of its rows and columns, None where all exist."""
-    masks = [
+    spread = [
         jax.lax.broadcast_in_dim(mask, shape, (axis,))
         for axis, mask in enumerate(masks)
         if mask is not None
     ]
-    return functools.reduce(jnp.logical_and, masks) if masks else None
+    return functools.reduce(jnp.logical_and, spread) if spread else None
 
 
 def _read(ref, index, mask) -> jax.Array:
@@ -290,8 +290,9 @@ def _kernel(how, weights, scalars, g, moments, cells, update, new_moments, new_c
         c, h = _cell(layer, tiles, c, h, x, how.precision)
         _wait(how)
         for tile, c_tile, h_tile in zip(tiles, c, h, strict=True):
-            _write(new_state.c, *place(tile), c_tile)
-            _write(new_state.h, *place(tile), h_tile)
+            index, mask = place(tile)
+            _write(new_state.c, index, mask, c_tile)
+            _write(new_state.h, index, mask, h_tile)
         x = list(zip(tiles, h, strict=True))
     # The read-out has one unit: a sum, no matrix product.
     x_out = weights.output.bias[0]

@@ -135,7 +135,7 @@ class Log:
                 f"{start - 1}, which the newest checkpoint has behind it"
             )
         skips = columns(self.path, self._names, rows[:start]).get(
-            skipped, np.zeros(start, np.int64)
+            skipped or "", np.zeros(start, np.int64)
         )
         good = np.flatnonzero(skips == 0)
         self.bad = start - 1 - int(good[-1]) if good.size else start
@@ -171,7 +171,7 @@ class Log:
     def append(
         self, iteration: int, metrics: dict[str, int | float], seconds: float
     ) -> None:
-        own = {"iteration": iteration}
+        own: dict[str, int | float] = {"iteration": iteration}
         if self._skipped is not None:
             count = metrics.get(self._skipped)
             if not isinstance(count, int) or count < 0:

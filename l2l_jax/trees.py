@@ -25,7 +25,8 @@ def map_unzip(f: Callable[..., tuple], tree: PyTree, *rest: PyTree) -> tuple:
       >>> map_unzip(lambda x, y: (x + y, x * y), {"a": 2}, {"a": 3})
       ({'a': 5}, {'a': 6})
     """
-    leaves, structure = jax.tree.flatten(tree)
+    leaves = jax.tree.leaves(tree)
+    structure: Any = jax.tree.structure(tree)
     if not leaves:
         return tree, *rest
     columns = [leaves, *(structure.flatten_up_to(other) for other in rest)]

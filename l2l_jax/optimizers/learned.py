@@ -238,13 +238,14 @@ def _check_metadata(metadata: Any) -> tuple[Kind, dict, dict, dict]:
             f"format version {version!r}; this l2l_jax reads 1 to {VERSION},"
             " a newer one may read it"
         )
-    parts = [metadata.get(name) for name in ("sizes", "config", "training")]
+    parts: list[Any] = [metadata.get(name) for name in ("sizes", "config", "training")]
     if metadata.get("kind") not in KINDS or not all(isinstance(p, dict) for p in parts):
         raise ValueError(
             f"kind {metadata.get('kind')!r}; known are {tuple(KINDS)}, each with"
             " sizes, config and training"
         )
-    return KINDS[metadata["kind"]], *parts
+    sizes, config, training = parts
+    return KINDS[metadata["kind"]], sizes, config, training
 
 
 def _read_array(

@@ -101,7 +101,7 @@ class RNNpropState(NamedTuple):
       lstm: for each layer an `LSTMState` of two such trees with leaves (H, *S).
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # not tuple.count
     m: PyTree
     v: PyTree
     lstm: tuple[LSTMState, ...]

@@ -71,7 +71,9 @@ class CNN(nn.Module):
         shifted = self.convolution == "shifted" or (
             self.convolution == "auto" and on_cpu
         )
-        operation = {"conv_general_dilated": shifted_convolution} if shifted else {}
+        operation: dict[str, Any] = {}
+        if shifted:
+            operation = {"conv_general_dilated": shifted_convolution}
         pool = reshaped_max_pool if shifted else _xla_max_pool
         *letters, _ = self.layers.split("-")
         block = 0

@@ -7,9 +7,9 @@ import math
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,11 @@ _CIFAR10_SHAPE = (3, 32, 32)  # in the files; channels come first
 _CIFAR10_FILE_RECORDS = 10_000
 _DIGITS_SEED = 0
 _IDX_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-_OPEN_TAR = {".gz": gzip.open, ".xz": lzma.open, ".tar": open}
+_OPEN_TAR: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".tar": open,
+}
 _DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError)
 _INSTALL = "pip install 'l2l_jax[experiments]'"
 
@@ -409,9 +413,10 @@ def _tar_files(
         ):
             for member in tar:
                 name = PurePosixPath(member.name).name
-                if name in names and member.isreg():
-                    content = tar.extractfile(member).read()
-                    yield name, f"{member.name} in {archive}", content
+                if name not in names or not member.isreg():
+                    continue
+                if (file := tar.extractfile(member)) is not None:
+                    yield name, f"{member.name} in {archive}", file.read()
             # The checksum comes after the last member and is checked at the very end.
             while stream.read(2**20):
                 pass

@@ -43,11 +43,11 @@ class SineLSTM(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Predictions (B,) from sequences x (B, length)."""
-        x = x[..., None]
+        sequence: Any = x[..., None]
         for _ in range(self.layers):
             # Unrolled, it would compile four times longer, and run no faster.
-            x = nn.RNN(nn.OptimizedLSTMCell(self.hidden))(x)
-        return nn.Dense(1)(x[..., -1, :])[..., 0]
+            sequence = nn.RNN(nn.OptimizedLSTMCell(self.hidden))(sequence)
+        return nn.Dense(1)(sequence[..., -1, :])[..., 0]
 
 
 def sine_task(
@@ -118,7 +118,7 @@ def sine_task(
     def loss(params, data, instance, key):
         del data, instance
         seen, target = sine_waves(key, batch_size, length, noise)
-        predicted = module.apply({"params": params}, seen)
+        predicted: Any = module.apply({"params": params}, seen)
         return jnp.mean((predicted - target) ** 2)
 
     return Task((), lambda key: (), init, batches, loss)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import cells, paper, report, reproduce, task_table
+from experiments import cells, pages, paper, pictures, report, reproduce, task_table
 from l2l_jax import (
     Evaluation,
     Evaluator,
@@ -158,7 +158,7 @@ def test_table_files_agree(done):
     for row, of_csv in zip(rows[:3], plain, strict=False):
         np.testing.assert_allclose(np.mean(row["final"]), row["mean"], rtol=1e-6)
         assert float(of_csv["mean"]) == row["mean"]
-        assert reproduce.with_error(row["mean"], row["stderr"]) in text
+        assert pages.with_error(row["mean"], row["stderr"]) in text
         assert row["runs"] == len(row["final"]) == 2
         assert row["accuracy"] is None  # it classifies nothing
     adam, sgd, learned, missing = rows
@@ -188,21 +188,21 @@ def test_pictures_are_written(done):
 
 
 def test_the_mark_needs_more_than_two_hundredths_and_a_tenth():
-    assert not reproduce.is_worse(0.1199, 0.1)
-    assert reproduce.is_worse(0.1201, 0.1)
-    assert not reproduce.is_worse(10.9, 10)
-    assert reproduce.is_worse(11.1, 10)
+    assert not pages.is_worse(0.1199, 0.1)
+    assert pages.is_worse(0.1201, 0.1)
+    assert not pages.is_worse(10.9, 10)
+    assert pages.is_worse(11.1, 10)
 
 
 def test_diverged_runs_stand_in_row_and_legend(done):
     one = cells.outcome(done[0], paper.Cell("quadratic", STEPS, "sgd"))
     statistics = {"mean": None, "stderr": None, "runs": 2, "diverged": 2}
     one = one._replace(result=one.result._replace(statistics=statistics))
-    row = reproduce.row_of(done[0], entry("SGD", "sgd", 1.0), one)
+    row = pages.row_of(done[0], entry("SGD", "sgd", 1.0), one)
     assert (row["check"], row["ratio"], row["diverged"]) == ("worse", None, 2)
-    assert reproduce.labels([row, row], True) == {"SGD": "SGD (diverged: 2/2, 2/2)"}
-    assert reproduce.labels([row, row], False) == {"SGD": "SGD (diverged: 4/4)"}
-    assert "not finite (1.00) **worse**" in reproduce.matrix([row])
+    assert pictures.labels([row, row], True) == {"SGD": "SGD (diverged: 2/2, 2/2)"}
+    assert pictures.labels([row, row], False) == {"SGD": "SGD (diverged: 4/4)"}
+    assert "not finite (1.00) **worse**" in pages.matrix([row])
 
 
 def test_convolutional_rates_are_decided_by_more_runs():

@@ -1,10 +1,11 @@
-"""Strict settings, two devices, and float64 where derivatives are checked."""
+"""Strict settings, two devices, float64 where derivatives are checked, a whole run."""
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+pytest.register_assert_rewrite("toy_runs")
 
 
 @pytest.fixture
@@ -12,3 +13,12 @@ def x64():
     """Computes in float64 within the test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory):
+    """The state and the directory of an uninterrupted run of 40 iterations."""
+    from toy_runs import toy
+
+    directory = tmp_path_factory.mktemp("straight") / "run"
+    return toy.toy_run(directory, 40), directory

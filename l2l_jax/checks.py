@@ -63,10 +63,10 @@ def check_choice(name: str, value: Any, choices: tuple) -> None:
 
 
 def check_floating(tree: Any, subject: str = "learned optimizers take") -> None:
-    """Raises TypeError, naming the path, if a leaf is not a real floating array."""
+    """Raises TypeError, naming the path, unless all leaves are real floating arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if dtype.name not in ("float16", "bfloat16", "float32", "float64"):
             raise TypeError(
                 f"{subject} float16, bfloat16, float32 or float64 leaves; leaf"
                 f" {jax.tree_util.keystr(path) or '(the whole tree)'} is {dtype}"

@@ -31,6 +31,7 @@ def check_network(
     state_dtype: str | None,
     precision: str,
     implementation: str,
+    skip_nonfinite: bool,
 ) -> None:
     """Refuses weights of another optimizer or whose shapes do not fit together.
 
@@ -41,6 +42,7 @@ def check_network(
       state_dtype: one of `STATE_DTYPES`.
       precision: one of `PRECISIONS`.
       implementation: one of `IMPLEMENTATIONS`.
+      skip_nonfinite: True or False.
 
     Raises:
       TypeError: `params` is not a `kind`.
@@ -51,6 +53,7 @@ def check_network(
     check_choice("state_dtype", state_dtype, STATE_DTYPES)
     check_choice("precision", precision, PRECISIONS)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
+    check_choice("skip_nonfinite", skip_nonfinite, (False, True))
     inputs, expected = 2, []
     for name, layer in _layers(params):
         gates = 4 if isinstance(layer, LSTMWeights) else 1
@@ -145,6 +148,7 @@ def step_leaf(
     moments: tuple[jax.Array, ...],
     cells: tuple[LSTMState, ...],
     implementation: str = "plain",
+    skip_nonfinite: bool = False,
 ) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[LSTMState, ...]]:
     """One step of a rule on one leaf of shape S.
 
@@ -159,6 +163,8 @@ def step_leaf(
         `fused_cell` of arrays of them, chunk by chunk, "kernel": the GPU's kernel,
         "fused" for a leaf that it does not take, "auto": "kernel" for leaves of at
         least `KERNEL_FROM` coordinates where `on_one_gpu`, else "fused".
+      skip_nonfinite: whether coordinates are left alone where the gradient or a new
+        moment is not finite.
 
     Returns:
       The update in g's dtype, the new moments, and the new cells in their own dtypes.
@@ -174,20 +180,42 @@ def step_leaf(
         )
         return rule.move(scalars, x_out).astype(g.dtype), (moments, cells)
 
+    guard = functools.partial(_skipping, rule.see) if skip_nonfinite else lambda f: f
+    step = guard(step)
     if implementation != "plain":
         step = in_chunks(step)
     arguments = (scalars, weights), g, (moments, cells)
     if implementation == "kernel":
-        step = _by_kernel(rule, arguments) or step
+        step = _by_kernel(rule, arguments, guard) or step
     elif implementation == "auto" and g.size >= KERNEL_FROM and on_one_gpu():
-        kernel = _by_kernel(rule, arguments) or step
+        kernel = _by_kernel(rule, arguments, guard) or step
         # Beside the GPU there is the CPU, for which a program may be compiled, too.
         step = functools.partial(jax.lax.platform_dependent, cuda=kernel, default=step)
     update, (moments, cells) = step(*arguments)
     return update, moments, cells
 
 
-def _by_kernel(rule: Rule, arguments: tuple) -> Callable | None:
+def _skipping(see: Callable, step: Callable) -> Callable:
+    """`step(shared, g, state)`, but where it would not stay finite: 0 and no change."""
+
+    def skipping(shared, g, state):
+        (scalars, _), (moments, _) = shared, state
+        seen = g.astype(compute_dtype(g))
+        finite = map(jnp.isfinite, (seen, *see(scalars, seen, moments)[1]))
+        good = functools.reduce(jnp.logical_and, finite)
+        # The step takes 0 there, or the derivative of what is not taken would be NaN,
+        # and NaN times 0 is NaN.
+        new = step(shared, jnp.where(good, g, 0), state)
+        return jax.tree.map(
+            lambda new, old: jnp.where(jnp.broadcast_to(good, new.shape), new, old),
+            new,
+            (jnp.zeros_like(g), state),
+        )
+
+    return skipping
+
+
+def _by_kernel(rule: Rule, arguments: tuple, guard: Callable) -> Callable | None:
     """`step(shared, g, state)` by the GPU's kernel; None if it does not take these."""
     # Pallas is imported only where it may be wanted.
     from l2l_jax.kernel import kernel_step, kernel_supports
@@ -201,7 +229,7 @@ def _by_kernel(rule: Rule, arguments: tuple) -> Callable | None:
         return update, tuple(state)
 
     (_, weights), g, state = arguments
-    return step if kernel_supports(weights, g, *state) else None
+    return guard(step) if kernel_supports(weights, g, *state) else None
 
 
 def on_one_gpu() -> bool:
@@ -257,7 +285,11 @@ def map_leaves(
 
     Returns:
       The tree of updates, and the new moments and LSTM states as they came.
+
+    Raises:
+      TypeError: a gradient is not real floating; the message has its path.
     """
+    check_floating(updates)
     split = len(moments)
 
     def pairs(values: tuple) -> tuple[LSTMState, ...]:

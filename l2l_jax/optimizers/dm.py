@@ -116,6 +116,7 @@ def dm_transform(
     state_dtype: str | None = None,
     precision: str = "highest",
     implementation: str = "auto",
+    skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The DMoptimizer as an optax transformation.
 
@@ -135,7 +136,8 @@ def dm_transform(
       params: the learned weights φ, as `dm_init` or `load` give them. Their shapes give
         the sizes.
       step_size: α, at least 0.
-      p: positive; gradients below e^-p in size are seen on a linear scale.
+      p: in (0, 87]; gradients below e^-p in size are seen on a linear scale. Beyond 87
+        that is no float32.
       form: of the preprocessing, "clip" (RNNprop authors) or "cases" (2016 paper), see
         `l2l_jax.preprocess.log_and_sign`.
       state_dtype: dtype in which the LSTM's state is stored ("bfloat16", "float32",
@@ -150,6 +152,10 @@ def dm_transform(
         units, "fused" for others; "auto", "kernel" for leaves of at least 65,536
         coordinates where JAX's one device is an NVIDIA GPU of compute capability 8 or
         more, else "fused".
+      skip_nonfinite: whether a coordinate is left alone where its gradient is NaN or
+        infinite: the update is 0 and the LSTM's state stays as it is. False is the
+        paper's rule, in which a NaN makes the state NaN from then on.
+        (`optax.apply_if_finite` leaves out the whole step.)
 
     Returns:
       An `optax.GradientTransformationExtraArgs` for any pytree of floating arrays.
@@ -157,7 +163,8 @@ def dm_transform(
       `update` needs no `params`.
 
     Raises:
-      TypeError: `params` is not a `DMParams`; at init, a leaf is not floating.
+      TypeError: `params` is not a `DMParams`; at init or update, a leaf is not
+        floating; the message has its path.
       ValueError: a shape or a hyper-parameter is out of range.
 
     Example:
@@ -173,10 +180,11 @@ def dm_transform(
       <https://arxiv.org/abs/1606.04474>`_, 2016, section 2.1 and appendix A.
     """
     check_number("step_size", step_size, 0)
-    check_number("p", p, 0, low_open=True)
+    check_number("p", p, 0, 87, low_open=True)
     check_choice("form", form, ("clip", "cases"))
     phi = params
-    check_network(phi, DMParams, state_dtype, precision, implementation)
+    how = implementation, skip_nonfinite
+    check_network(phi, DMParams, state_dtype, precision, *how)
 
     rule = dm_rule(form, precision)
 
@@ -188,7 +196,7 @@ def dm_transform(
 
         def update_leaf(g, moments, cells):
             scalars = (step_size, p)
-            return step_leaf(rule, phi, scalars, g, moments, cells, implementation)
+            return step_leaf(rule, phi, scalars, g, moments, cells, *how)
 
         updates, _, lstm = map_leaves(update_leaf, updates, (), state.lstm)
         return updates, DMState(lstm)

@@ -140,6 +140,7 @@ def rnnprop_transform(
     state_dtype: str | None = None,
     precision: str = "highest",
     implementation: str = "auto",
+    skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The RNNprop optimizer as an optax transformation.
 
@@ -176,6 +177,11 @@ def rnnprop_transform(
         units, "fused" for others; "auto", "kernel" for leaves of at least 65,536
         coordinates where JAX's one device is an NVIDIA GPU of compute capability 8 or
         more, else "fused".
+      skip_nonfinite: whether a coordinate is left alone where its gradient is NaN or
+        infinite, or so large that m or v would be: the update is 0 and m, v and the
+        LSTM's state stay as they are. False is the paper's rule, in which they are NaN
+        from then on, or v infinite. (`optax.apply_if_finite` leaves out the whole step,
+        and lets gradients pass that are finite but too large.)
 
     Returns:
       An `optax.GradientTransformationExtraArgs` for any pytree of floating arrays.
@@ -183,7 +189,8 @@ def rnnprop_transform(
       `update` needs no `params`.
 
     Raises:
-      TypeError: `params` is not an `RNNpropParams`; at init, a leaf is not floating.
+      TypeError: `params` is not an `RNNpropParams`; at init or update, a leaf is not
+        floating; the message has its path.
       ValueError: a shape or a hyper-parameter is out of range.
 
     Example:
@@ -204,16 +211,19 @@ def rnnprop_transform(
     check_number("b2", b2, 0, 1, high_open=True)
     check_number("eps", eps, 0)
     phi = params
-    check_network(phi, RNNpropParams, state_dtype, precision, implementation)
+    how = implementation, skip_nonfinite
+    check_network(phi, RNNpropParams, state_dtype, precision, *how)
 
     rule = rnnprop_rule(precision)
 
     def init_fn(params):
+        # First, because it refuses leaves of other kinds.
+        lstm = init_cells(phi.lstm, params, state_dtype)
         return RNNpropState(
             count=jnp.zeros([], jnp.int32),
             m=init_moments(params),
             v=init_moments(params),
-            lstm=init_cells(phi.lstm, params, state_dtype),
+            lstm=lstm,
         )
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -225,7 +235,7 @@ def rnnprop_transform(
                 jnp.asarray(x, compute_dtype(g)) for x in (b1, b2, count)
             )
             scalars = (step_size, beta1, beta2, eps, 1 - beta1**t, 1 - beta2**t)
-            return step_leaf(rule, phi, scalars, g, moments, cells, implementation)
+            return step_leaf(rule, phi, scalars, g, moments, cells, *how)
 
         updates, (m, v), lstm = map_leaves(
             update_leaf, updates, (state.m, state.v), state.lstm

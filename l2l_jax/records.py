@@ -1,4 +1,4 @@
-"""The files of a run: atomic writes, log.csv, and TensorBoard's event file.
+"""The files of a run: its lock, log.csv, and TensorBoard's event file.
 
 The log is written by the standard library; the event file needs tensorboardX, of the
 extra `experiments` of the package.
@@ -14,30 +14,7 @@ from typing import Any
 
 import numpy as np
 
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Puts the file's name into I/O errors that lack it."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
-
-
-def sync(path: Path) -> None:
-    with naming(path), path.open("r+b") as file:
-        os.fsync(file.fileno())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is at any moment either the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with naming(temporary):
-        temporary.write_text(text)
-    sync(temporary)
-    temporary.replace(path)
+from l2l_jax.files import naming, write_text
 
 
 @contextlib.contextmanager

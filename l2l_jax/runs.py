@@ -39,7 +39,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax import checkpoint
-from l2l_jax.records import Log, lock, naming, read_log, sync, write_text
+from l2l_jax.files import naming, sync, write_text
+from l2l_jax.records import Log, lock, read_log
 from l2l_jax.selection import (
     moving_average,
     read_scores,
@@ -531,7 +532,7 @@ def _newest_checkpoint(directory: Path, until: int) -> int | None:
 
 def _take_back(directory: Path, start: int) -> None:
     """Removes what a killed run left beyond the checkpoint; `Log` sees to the log."""
-    for path in [*directory.glob("*.tmp"), *directory.glob("weights/*.tmp.npz")]:
+    for path in [*directory.glob("*.tmp"), *directory.glob("weights/*.tmp*")]:
         path.unlink()
     for iteration, path in weights_files(directory).items():
         if iteration > start:

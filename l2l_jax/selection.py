@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from l2l_jax.records import columns, read_csv, read_log, write_text
+from l2l_jax.files import write_text
+from l2l_jax.records import columns, read_csv, read_log
 
 _WEIGHTS = re.compile(r"(\d{8,})\.npz")
 

@@ -2,6 +2,9 @@
 
 import io
 import json
+import pickle
+import random
+import tracemalloc
 import zipfile
 
 import jax
@@ -87,7 +90,6 @@ def huge():
     return {"output/bias.npy": buffer.getvalue()}
 
 
-# "object" is a pickle, which must not be executed.
 DAMAGE = {
     "newer version": (metadata(version=99), "version 99"),
     "unknown kind": (metadata(kind="other"), "'other'"),
@@ -101,6 +103,8 @@ DAMAGE = {
     "object": (array(np.array([{}]), allow_pickle=True), "object"),
     "huge": (huge(), r"\(1000000000000,\)"),
     "strange sizes": (metadata(sizes={"hidden_sizes": "x"}), "hidden_sizes"),
+    "unknown hyper-parameter": (metadata(config={"rate": 1}), "'rate'"),
+    "bad hyper-parameter": (metadata(config={"b1": 2}), "b1 .* 2.0"),
 }
 
 
@@ -128,6 +132,180 @@ def test_damaged_bytes_are_refused(cut, tmp_path):
         content = b"weights"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="damaged"):
+        load(path)
+
+
+@pytest.mark.parametrize("every", [29, pytest.param(1, marks=pytest.mark.soak)])
+def test_no_bit_and_no_cut_goes_unnoticed(tmp_path, every):
+    """Refused by name, or read as it was: dates, for one, do not matter."""
+    path, rng = tmp_path / "broken.npz", random.Random(0)
+    learned = Learned("dm", dm_init(jax.random.key(0), (1,)), {"p": 5.0})
+    save(path, learned)
+    content, refused = path.read_bytes(), 0
+    for i in range(0, len(content), every):
+        flipped = bytearray(content)
+        flipped[i] ^= 1 << rng.randrange(8)
+        for damaged in (flipped, content[:i]):
+            path.write_bytes(damaged)
+            try:
+                found = load(path)
+            except ValueError as error:
+                assert str(path) in str(error)  # noqa: PT017  not all is noticed
+                refused += 1
+            else:
+                assert len(damaged) == len(content), i
+                assert (found.kind, found.config) == ("dm", {"p": 5.0})
+                jax.tree.map(
+                    np.testing.assert_array_equal, found.params, learned.params
+                )
+    assert refused > 1.5 * len(content) / every
+
+
+class Bomb:
+    """What happens when a pickle of it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+SPACES = b" " * (1 << 27)
+
+
+def inflating(path):
+    """128 MiB of spaces in 130 kB, in front of honest metadata."""
+    with zipfile.ZipFile(path) as archive:
+        old = archive.read("metadata.json")
+    rewrite(path, **{"metadata.json": None})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("metadata.json", SPACES + old)
+
+
+def lying(path):
+    """The same, and the directory of the archive claims 100 bytes."""
+    inflating(path)
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"metadata.json") - 46
+    assert int.from_bytes(content[entry + 24 : entry + 28], "little") > len(SPACES)
+    content[entry + 24 : entry + 28] = (100).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def overlapping(path):
+    """A thousand names for one member that is there once."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("real", SPACES[: 1 << 20])
+        (info,) = (i for i in archive.infolist() if i.filename == "real")
+        for i in range(1000):
+            archive.filelist.append(copy_of(info, f"member{i}"))
+
+
+def copy_of(info, name):
+    other = zipfile.ZipInfo(name)
+    for field in ("CRC", "file_size", "compress_size", "header_offset"):
+        setattr(other, field, getattr(info, field))
+    return other
+
+
+def add(name, content=b""):
+    def change(path):
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, content)
+
+    return change
+
+
+def replace(**changes):
+    return lambda path: rewrite(path, **changes)
+
+
+def pickled(path):
+    path.write_bytes(pickle.dumps(Bomb(path.parent / "executed")))
+
+
+def pickled_array(path):
+    value = np.array([Bomb(path.parent / "executed")])
+    rewrite(path, **array(value, allow_pickle=True))
+
+
+def pickled_member(path):
+    rewrite(path, **{"output/bias.npy": pickle.dumps(Bomb(path.parent / "executed"))})
+
+
+HOSTILE = {
+    "pickle": (pickled, "not a zip file"),
+    "pickled array": (pickled_array, "object"),
+    "pickled member": (pickled_member, "magic string"),
+    "inflating": (inflating, "compressed"),
+    "lying": (lying, "compressed"),
+    "overlapping": (overlapping, "'member0' is foreign"),
+    "8 TB": (replace(**huge()), r"\(1000000000000,\)"),
+    "sizes of 4 EB": (
+        replace(**metadata(sizes={"hidden_sizes": [10**9] * 3})),
+        "'lstm/2/bias.npy' is missing",
+    ),
+    "sizes beyond int64": (
+        replace(**metadata(sizes={"hidden_sizes": [10**30]})),
+        "damaged",
+    ),
+    "many layers": (
+        replace(**metadata(sizes={"hidden_sizes": [1] * 10**5})),
+        "more layers than it holds arrays",
+    ),
+    "nested": (replace(**{"metadata.json": b"[" * 10**6}), "recursion"),
+    "number of many digits": (
+        replace(**{"metadata.json": b"1" * 10**6}),
+        "digits",
+    ),
+    "absolute path": (add("/tmp/l2l_jax_evil.npy"), "l2l_jax_evil.npy' is foreign"),
+    "parent's path": (add("../evil.npy"), "'../evil.npy' is foreign"),
+    "link": (add("link", b"/etc/passwd"), "'link' is foreign"),
+}
+
+
+@pytest.mark.parametrize("kind", list(HOSTILE))
+def test_hostile_files_are_refused(kind, tmp_path):
+    """Nothing is executed, written or, beyond the file's own size, allocated."""
+    change, text = HOSTILE[kind]
+    path = tmp_path / "hostile.npz"
+    save(path, LEARNED["rnnprop"])
+    change(path)
+    content = path.read_bytes()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=text) as caught:
+            load(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert peak < 20 * len(content) + (1 << 22)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert not (tmp_path.parent / "evil.npy").exists()
+    assert path.read_bytes() == content
+
+
+def test_the_bombs_are_armed(tmp_path):
+    """Or the test before this one would show nothing."""
+    path = tmp_path / "hostile.npz"
+    pickled(path)
+    pickle.loads(path.read_bytes()).close()
+    assert (tmp_path / "executed").exists()
+    save(path, LEARNED["dm"])
+    inflating(path)
+    assert path.stat().st_size < len(SPACES) / 500
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.read("metadata.json")) > len(SPACES)
+
+
+def test_a_file_too_large_is_not_read(tmp_path):
+    path = tmp_path / "large.npz"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a hole: it takes no room on the disk
+    with pytest.raises(ValueError, match=r"large.npz .* larger than 268435456 bytes"):
         load(path)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from l2l_jax.checks import check_choice
+from l2l_jax.files import write_bytes
 from l2l_jax.optimizers.dm import dm_init, dm_sizes, dm_transform
 from l2l_jax.optimizers.rnnprop import rnnprop_init, rnnprop_sizes, rnnprop_transform
 from l2l_jax.types import LearnedOptimizer, PyTree
@@ -116,6 +117,7 @@ def save(path: str | os.PathLike, learned: Learned) -> None:
 
     Raises:
       ValueError: `learned.kind` is unknown, or the metadata is not JSON-able.
+      OSError: the file cannot be written; what was at `path` is then intact.
 
     Example:
       >>> import jax, tempfile
@@ -141,19 +143,15 @@ def save(path: str | os.PathLike, learned: Learned) -> None:
         raise ValueError(
             f"config and training must hold plain JSON values: {error}"
         ) from error
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            archive.writestr(_member(_METADATA), text)
-            for name, array in _named(learned.params).items():
-                buffer = io.BytesIO()
-                # A pickle is code, which `load` does not execute.
-                np.save(buffer, np.asarray(array), allow_pickle=False)
-                archive.writestr(_member(f"{name}.npy"), buffer.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as members:
+        members.writestr(_member(_METADATA), text)
+        for name, array in _named(learned.params).items():
+            buffer = io.BytesIO()
+            # A pickle is code, which `load` does not execute.
+            np.save(buffer, np.asarray(array), allow_pickle=False)
+            members.writestr(_member(f"{name}.npy"), buffer.getvalue())
+    write_bytes(pathlib.Path(path), archive.getvalue())
 
 
 def load(path: str | os.PathLike) -> Learned:
@@ -169,34 +167,22 @@ def load(path: str | os.PathLike) -> Learned:
       The `Learned`, its weights as JAX arrays.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not such a file, damaged, of a newer format or incomplete; the
-        message names file and cause.
+      OSError: it cannot be read; a FileNotFoundError if there is no such file.
+      ValueError: it is not such a file, damaged, of a newer format, incomplete, or
+        holds more than it should; the message names file and cause.
     """
     path = pathlib.Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            files = {info.filename: info for info in archive.infolist()}
-            if sum(info.file_size for info in files.values()) > _LIMIT:
-                raise ValueError(f"it claims more than {_LIMIT} bytes")
-            if _METADATA not in files:
-                raise ValueError(f"it holds no {_METADATA}")
-            metadata = json.loads(archive.read(_METADATA))
-            kind, sizes, config, training = _check_metadata(metadata)
-            expected = jax.eval_shape(lambda: kind.init(jax.random.key(0), **sizes))
-            arrays = [
-                _read_array(archive, files, name, like.shape)
-                for name, like in _named(expected).items()
-            ]
-    except FileNotFoundError:
+        if path.stat().st_size > _LIMIT:
+            raise ValueError(f"it is larger than {_LIMIT} bytes")
+        return _parse(path.read_bytes())
+    except OSError:
         raise
-    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib, json and NumPy raise what they like
         raise ValueError(
             f"{path} is not a file of weights that l2l_jax.save wrote, or it is"
             f" damaged: {error}"
         ) from error
-    params = jax.tree.unflatten(jax.tree.structure(expected), arrays)
-    return Learned(metadata["kind"], params, config, training)
 
 
 def load_pretrained(name: str) -> Learned:
@@ -229,6 +215,29 @@ def load_pretrained(name: str) -> Learned:
         return load(path)
 
 
+def _parse(content: bytes) -> Learned:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = archive.namelist()
+        # What inflates may do so without end, whatever size it claims.
+        if any(info.compress_type for info in archive.infolist()):
+            raise ValueError("it holds compressed members")
+        if _METADATA not in names:
+            raise ValueError(f"it holds no {_METADATA}")
+        metadata = json.loads(archive.read(_METADATA))
+        kind, sizes, config, training = _check_metadata(metadata)
+        if any(isinstance(x, list) and len(x) > len(names) for x in sizes.values()):
+            raise ValueError("it has sizes of more layers than it holds arrays")
+        expected = jax.eval_shape(lambda: kind.init(jax.random.key(0), **sizes))
+        wanted = {f"{name}.npy": like.shape for name, like in _named(expected).items()}
+        if strange := sorted({_METADATA, *wanted}.symmetric_difference(names)):
+            state = "foreign" if strange[0] in names else "missing"
+            raise ValueError(f"the member {strange[0]!r} is {state}")
+        arrays = [_read_array(archive, *member) for member in wanted.items()]
+    params = jax.tree.unflatten(jax.tree.structure(expected), arrays)
+    kind.transform(params, **config)  # refuses what are no hyper-parameters of its
+    return Learned(metadata["kind"], params, config, training)
+
+
 def _check_metadata(metadata: Any) -> tuple[Kind, dict, dict, dict]:
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"{_METADATA} does not say format {FORMAT!r}")
@@ -249,15 +258,10 @@ def _check_metadata(metadata: Any) -> tuple[Kind, dict, dict, dict]:
 
 
 def _read_array(
-    archive: zipfile.ZipFile,
-    files: dict[str, zipfile.ZipInfo],
-    name: str,
-    shape: tuple[int, ...],
+    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]
 ) -> jax.Array:
     """One array, its header compared with the expected shape before any allocation."""
-    if f"{name}.npy" not in files:
-        raise ValueError(f"the array {name} of shape {shape} is missing")
-    buffer = io.BytesIO(archive.read(f"{name}.npy"))
+    buffer = io.BytesIO(archive.read(name))
     if np.lib.format.read_magic(buffer) != (1, 0):
         raise ValueError(f"the array {name} is not of npy version 1.0")
     found, _, dtype = np.lib.format.read_array_header_1_0(buffer)

@@ -4,11 +4,11 @@ A checkpoint is the folder `DIRECTORY/checkpoints/ITERATION`. Orbax fills it und
 temporary name and renames it, so a run killed while it saves leaves the older
 checkpoints whole and nothing that looks like a newer one.
 
-The folder holds `layout` (JSON: name, shape and dtype of each leaf) and `data`: the
-bytes of all leaves, one after the other, and four of a CRC-32. One array, because
-Orbax takes three times as long over sixty, refuses arrays without elements, does not
-notice every changed byte, and if it cannot read one of several closes its event loop
-under the others.
+The folder holds `layout` (JSON: a list with name, shape and dtype of each leaf; any
+other value is of a newer format) and `data`: the bytes of all leaves, one after the
+other, and four of a CRC-32. One array, because Orbax takes three times as long over
+sixty, refuses arrays without elements, does not notice every changed byte, and if it
+cannot read one of several closes its event loop under the others.
 
 Orbax (the extra `experiments` of the package) is imported by the first call.
 """
@@ -26,6 +26,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from l2l_jax.files import naming
 
 _KEEP = 2  # the newest, and the one before it should the newest be damaged
 
@@ -60,7 +62,7 @@ def save(
     layout, data = _pack(state)
     path = _folder(directory) / str(iteration)
     try:
-        with _manager(directory, create=True) as (ocp, manager):
+        with naming(path), _manager(directory, create=True) as (ocp, manager):
             if iteration in manager.all_steps():
                 raise FileExistsError(f"{path} exists; a checkpoint is never replaced")
             items = {
@@ -111,8 +113,8 @@ def restore(directory: str | Path, example: Any) -> tuple[int, Any]:
 
     Raises:
       FileNotFoundError: if the directory has no checkpoint.
-      ValueError: if the checkpoint is damaged, or if its leaves have other names,
-        shapes or dtypes than those of `example`.
+      ValueError: if the checkpoint is damaged, foreign or of a newer format, or if its
+        leaves have other names, shapes or dtypes than those of `example`.
 
     Example: see `save`.
     """
@@ -128,8 +130,9 @@ def restore(directory: str | Path, example: Any) -> tuple[int, Any]:
     except Exception as error:
         older = f" ({path.parent / str(saved[-2])})" if len(saved) > 1 else ""
         raise ValueError(
-            f"checkpoint {path} is damaged: {_cause(error)}. Move it away to go on "
-            f"from the one before it{older}"
+            f"checkpoint {path} is damaged, or was not written by this version of "
+            f"l2l_jax: {_cause(error)}. Move it away to go on from the one before it"
+            f"{older}"
         ) from error
     _check(path, arrays, example)
     restored = [_like(leaf, arrays[name]) for name, leaf in _named_leaves(example)]
@@ -208,6 +211,8 @@ def _pack(state: Any) -> tuple[list[dict[str, Any]], np.ndarray]:
 
 
 def _unpack(layout: list[dict[str, Any]], packed: np.ndarray) -> dict[str, np.ndarray]:
+    if not isinstance(layout, list):
+        raise ValueError("its layout is no list; a newer l2l_jax may read it")
     data, checksum = packed[:-4].tobytes(), packed[-4:].tobytes()
     if checksum != _checksum(layout, data):
         raise ValueError("its checksum does not fit")

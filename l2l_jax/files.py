@@ -8,11 +8,12 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Puts the file's name into I/O errors that lack it."""
+    """Puts the file's name into the system's errors that lack it."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        # An error that Python code made of a text has no number, and shows no name.
+        if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
 

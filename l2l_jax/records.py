@@ -126,7 +126,7 @@ class Log:
         self._clock = datetime.datetime.fromisoformat(started).timestamp()
         self._events_path = folder / f"events.out.tfevents.{int(self._clock)}.l2l_jax"
         temporary = folder / "rebuilt.tmp"
-        with contextlib.ExitStack() as stack:
+        with naming(self._events_path), contextlib.ExitStack() as stack:
             self._events = RecordWriter(str(temporary))
             stack.callback(self._events.close)
             self._add_event(file_version="brain.Event:2")

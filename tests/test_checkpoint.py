@@ -1,7 +1,9 @@
 """Checkpoints give back every bit, or say what is wrong."""
 
+import json
 import logging
 import resource
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -131,6 +133,61 @@ def test_damage_is_never_restored(tmp_path, damage):
             assert_identical(restored, state)
         path.write_bytes(content)
     assert noticed >= 3
+
+
+def by_another_program(path):
+    import orbax.checkpoint as ocp
+
+    shutil.rmtree(path)
+    handler = ocp.StandardCheckpointHandler()
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path, args=ocp.args.StandardSave({"w": jnp.ones(3)}))
+
+
+def by_a_newer_version(path):
+    (path / "layout" / "metadata").write_text(json.dumps({"version": 2}))
+
+
+def of_claims(path):
+    """A layout of 4 TB, with a checksum that fits."""
+    state = jnp.ones(3)
+    layout, data = checkpoint._pack(state)
+    layout[0]["shape"] = [10**12]
+    data = data[:-4].tobytes()
+    packed = np.frombuffer(data + checkpoint._checksum(layout, data), np.uint8)
+    shutil.rmtree(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_pack", lambda _: (layout, packed))
+        checkpoint.save(path.parents[1], 2, state)
+
+
+def emptied(path):
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+@pytest.mark.filterwarnings("ignore")  # of Orbax, when it is used by itself
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (by_another_program, "not found in the checkpoint"),
+        (by_a_newer_version, "its layout is no list; a newer l2l_jax may read it"),
+        (of_claims, "buffer is smaller than requested size"),
+        (emptied, "not found in the checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_of_ours(tmp_path, change, cause):
+    state = {"w": jnp.ones(3)}
+    for iteration in (1, 2):
+        checkpoint.save(tmp_path, iteration, state)
+    newest = tmp_path / "checkpoints" / "2"
+    change(newest)
+    with pytest.raises(ValueError, match=cause) as error:
+        checkpoint.restore(tmp_path, state)
+    assert f"checkpoint {newest} is damaged, or was not written by" in str(error.value)
+    shutil.move(newest, tmp_path / "away")  # as the message says
+    assert str(newest.with_name("1")) in str(error.value)
+    assert checkpoint.restore(tmp_path, state)[0] == 1
 
 
 def test_unfinished_checkpoint_does_not_count(tmp_path):

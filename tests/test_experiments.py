@@ -1,8 +1,10 @@
 """The binaries, run as a user runs them."""
 
 import json
+import math
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -103,6 +105,53 @@ def test_killed_meta_training_ends_in_the_same_bits(tmp_path):
     assert runs.read_log(killed)["iteration"].tolist() == list(range(400))
     weights = pathlib.Path("weights") / "00000400.npz"
     assert_same_weights(straight / weights, killed / weights)
+
+
+def wait_for_an_iteration(process, log):
+    """Until the log was taken back to the checkpoint, as another file, and grew."""
+    before = log.stat().st_ino if log.exists() else None
+    size = math.inf
+    while not log.exists() or log.stat().st_size <= size:
+        assert process.poll() is None
+        if size == math.inf and log.exists() and log.stat().st_ino != before:
+            size = log.stat().st_size
+        time.sleep(0.001)
+
+
+@pytest.mark.soak
+def test_meta_training_killed_again_and_again(tmp_path):
+    """SIGKILL at 20 random moments: of a run's beginning and of its iterations."""
+    flags = ["--task=quadratic", "--hidden_sizes=3", "--num_iterations=6000"]
+    flags += ["--num_steps=20", "--export_every=300"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    binary("meta_train", *flags, f"--workdir={straight}")
+    flags.append("--checkpoint_minutes=.002")
+    rng, log, trained = random.Random(0), killed / "log.csv", 0
+    for kill in range(20):
+        resume = ["--resume"] if (killed / "config.json").exists() else []
+        process = subprocess.Popen(
+            command("meta_train", *flags, f"--workdir={killed}", *resume), cwd=ROOT
+        )
+        if kill % 4:
+            wait_for_an_iteration(process, log)
+            time.sleep(rng.uniform(0, 2))
+            trained += 1
+        else:
+            time.sleep(rng.uniform(0, 10))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "it came to its end: more iterations"
+    done = len(runs.read_log(killed)["iteration"])
+    print(f"20 kills, {trained} while it trained; {done} of 6,000 iterations by then")
+    assert 0 < done < 6000
+    binary("meta_train", *flags, f"--workdir={killed}", "--resume")
+    a, b = runs.read_log(straight), runs.read_log(killed)
+    for name in a.keys() - {"seconds"}:
+        np.testing.assert_array_equal(a[name], b[name])
+    files, others = (sorted(p.glob("weights/*")) for p in (straight, killed))
+    assert [p.name for p in files] == [p.name for p in others]
+    assert len(files) == 20
+    for file, other in zip(files, others, strict=True):
+        assert_same_weights(file, other)
 
 
 def train_dm(directory, *flags):

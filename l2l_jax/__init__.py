@@ -34,6 +34,7 @@ from l2l_jax.optimizers.rnnprop import (
     rnnprop_transform,
 )
 from l2l_jax.random_scaling import random_scaling
+from l2l_jax.sharding import state_sharding
 from l2l_jax.tasks.quadratic import quadratic_task
 from l2l_jax.trainer import MetaTrainer, meta_trainer
 from l2l_jax.types import LearnedOptimizer, Task, no_batches
@@ -74,5 +75,6 @@ __all__ = [
     "save",
     "segment_weights",
     "start_episode",
+    "state_sharding",
     "unroll",
 ]

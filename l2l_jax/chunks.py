@@ -1,15 +1,11 @@
 """A step on many coordinates, chunk by chunk, in a bounded work space."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.types import PyTree
-
-Step = Callable[[PyTree, jax.Array, PyTree], tuple[jax.Array, PyTree]]
-
+from l2l_jax.sharding import Step, partitioned
 
 # Coordinates in a chunk: what stays in the caches of a CPU; elsewhere a gigabyte of
 # work space for two layers of 20 units in float32.
@@ -36,6 +32,7 @@ def in_chunks(step: Step, on_cpu: int = ON_CPU, elsewhere: int = ELSEWHERE) -> S
     """
 
     @jax.custom_vjp
+    @partitioned
     def chunked(*args):
         return jax.lax.platform_dependent(
             *args,

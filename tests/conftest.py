@@ -1,9 +1,9 @@
-"""Strict settings, two devices, float64 where derivatives are checked, a whole run."""
+"""Strict settings, 8 devices, float64 where derivatives are checked, a whole run."""
 
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 pytest.register_assert_rewrite("toy_runs")
 

@@ -11,8 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = pathlib.Path(l2l_jax.__file__).parent
 FLOORS = [
     {"types", "checks", "files"},
-    {"trees", "lstm", "preprocess", "chunks"},
-    {"fused"},
+    {"trees", "lstm", "preprocess", "sharding"},
+    {"fused", "chunks"},
     {"kernel"},
     {"optimizers.coordinatewise"},
     {"optimizers.rnnprop", "optimizers.dm"},

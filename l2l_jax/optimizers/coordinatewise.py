@@ -14,6 +14,7 @@ from l2l_jax.checks import check_choice, check_floating
 from l2l_jax.chunks import in_chunks
 from l2l_jax.fused import fused_cell
 from l2l_jax.lstm import LSTMState, LSTMWeights, lstm_cell
+from l2l_jax.sharding import auto_within, zeros_beside
 from l2l_jax.trees import map_unzip, over_coordinates
 from l2l_jax.types import PyTree
 
@@ -83,7 +84,7 @@ def compute_dtype(leaf: jax.Array) -> jnp.dtype:
 
 def init_moments(params: PyTree) -> PyTree:
     """Zeros of the parameters' shapes, in `compute_dtype`."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, compute_dtype(p)), params)
+    return jax.tree.map(lambda p: zeros_beside(p, (), compute_dtype(p)), params)
 
 
 def init_cells(
@@ -107,9 +108,7 @@ def init_cells(
 
     def zeros(hidden: int) -> PyTree:
         return jax.tree.map(
-            lambda p: jnp.zeros(
-                (hidden, *jnp.shape(p)), state_dtype or compute_dtype(p)
-            ),
+            lambda p: zeros_beside(p, (hidden,), state_dtype or compute_dtype(p)),
             params,
         )
 
@@ -191,7 +190,7 @@ def step_leaf(
         kernel = _by_kernel(rule, arguments, guard) or step
         # Beside the GPU there is the CPU, for which a program may be compiled, too.
         step = functools.partial(jax.lax.platform_dependent, cuda=kernel, default=step)
-    update, (moments, cells) = step(*arguments)
+    update, (moments, cells) = auto_within(step)(*arguments)
     return update, moments, cells
 
 

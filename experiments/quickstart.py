@@ -62,7 +62,7 @@ def learn(directory: pathlib.Path, num_iterations: int, key: jax.Array) -> Learn
     task = task_table.make_task(TRAINED_ON)
     trainer = meta_trainer(
         combine(random_scaling(task, 3.0), random_scaling(convex_task(), 1.0)),
-        learned_optimizer("rnnprop"),
+        learned_optimizer("rnnprop", {"hidden_sizes": (8,)} if FLAGS.quick else {}),
         # Ten times the paper's rate: there is a minute, not a day.
         optax.adam(1e-3),
     )
@@ -86,7 +86,7 @@ def compare(phi, name: str, keys, num_steps: int, num_runs: int) -> tuple[list, 
     task = task_table.make_task(name)
     tuning_key, key = keys
     candidates = {"rnnprop": (evaluator(task, rnnprop_transform), phi)}
-    for baseline, exponents in EXPONENTS.items():
+    for baseline in ("momentum", "adam") if FLAGS.quick else EXPONENTS:
         evaluation = evaluator(task, BASELINES[baseline])
         tuning = tune(
             baseline,
@@ -94,7 +94,7 @@ def compare(phi, name: str, keys, num_steps: int, num_runs: int) -> tuple[list, 
             tuning_key,
             num_steps=num_steps,
             num_runs=num_runs,
-            exponents=exponents,
+            exponents=EXPONENTS[baseline],
             stride=1,
         )
         if tuning.best_rate is not None:

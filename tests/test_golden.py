@@ -95,9 +95,12 @@ def check_meta_gradient(kind, dtype, tolerance, path):
 
     phi = weights(kind, dtype)
     episode = start_episode(task, transform(phi), jax.random.key(0))
-    (loss, after), gradient = gradient_of(
-        phi, transform, task, episode, segment_weights(word, 5)
+    compiled = jax.jit(
+        lambda phi, episode: gradient_of(
+            phi, transform, task, episode, segment_weights(word, 5)
+        )
     )
+    (loss, after), gradient = compiled(phi, episode)
     base = f"f64/meta/{kind}/square/T5/{form}/"
     assert relative_error(loss, DATA[base + "loss"]) < tolerance
     assert relative_error(after.params, DATA[base + "theta_last"]) < tolerance

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import random_weights
 
 from l2l_jax import (
     Task,
@@ -25,47 +26,51 @@ from l2l_jax.meta import MetaState, meta_step
 
 SMALL = {"hidden_sizes": (3,), "input_size": 3}
 OPTIMIZER = learned_optimizer("rnnprop", SMALL)
+PHI = random_weights("rnnprop", **SMALL)
 
 
-def centred_task(centre):
-    """A smooth bowl that is not a parabola, so that its gradient's slope varies."""
-    return Task(
-        (),
-        lambda key: (),
-        lambda key, instance: jnp.linspace(-1, 1, 3) + 0 * centre,
-        no_batches,
-        lambda x, data, instance, batch: jnp.sum(jnp.cosh(x - centre)),
-    )
+# A smooth bowl that is not a parabola, so that its gradient's slope varies.
+CENTRE = np.array([0.3, -0.2, 0.6])
+BOWL = Task(
+    (),
+    lambda key: (),
+    lambda key, instance: jnp.linspace(-1, 1, 3),
+    no_batches,
+    lambda x, data, instance, batch: jnp.sum(jnp.cosh(x - CENTRE)),
+)
+WEIGHTS = np.array([0.5, 0.0, 1.0, 2.0])
 
 
 def test_scan_equals_a_python_loop():
-    task, tx = quadratic_task(4), OPTIMIZER.transform(OPTIMIZER.init(jax.random.key(0)))
+    task, tx = quadratic_task(4), OPTIMIZER.transform(PHI)
     episode = start_episode(task, tx, jax.random.key(1))
     after, losses = jax.jit(lambda e: unroll(task, tx, e, 5))(episode)
     params, state = episode.params, episode.opt_state
+    slope, update = jax.jit(jax.value_and_grad(task.loss)), jax.jit(tx.update)
     for t in range(5):
-        loss, g = jax.value_and_grad(task.loss)(params, (), episode.instance, None)
-        updates, state = tx.update(g, state)
+        loss, g = slope(params, (), episode.instance, None)
+        updates, state = update(g, state)
         params = optax.apply_updates(params, updates)
         np.testing.assert_allclose(losses[t], loss, rtol=1e-5)
     np.testing.assert_allclose(after.params, params, rtol=1e-5, atol=1e-6)
     assert int(after.step) == 5
 
 
-def slopes(second_order, x64_task=None):
-    task = x64_task or centred_task(jnp.array([0.3, -0.2, 0.6]))
-    phi = jax.tree.map(
-        lambda x: x.astype(jnp.float64), OPTIMIZER.init(jax.random.key(0))
-    )
-    episode = start_episode(task, OPTIMIZER.transform(phi), jax.random.key(1))
-    weights = np.array([0.5, 0.0, 1.0, 2.0])
-    gradient = meta_gradient(
-        phi, OPTIMIZER.transform, task, episode, weights, second_order
-    )[1]
-    return task, phi, episode, weights, gradient
+@pytest.fixture
+def bowl(x64):
+    """φ in float64 and an episode on the bowl."""
+    phi = jax.tree.map(jnp.float64, PHI)
+    return phi, start_episode(BOWL, OPTIMIZER.transform(phi), jax.random.key(1))
 
 
-def replay(task, phi, episode, weights, gradients):
+@functools.partial(jax.jit, static_argnums=2)
+def slope_of(phi, episode, second_order=False):
+    transform = OPTIMIZER.transform
+    return meta_gradient(phi, transform, BOWL, episode, WEIGHTS, second_order)[1]
+
+
+@jax.jit
+def replay(phi, episode, gradients):
     """Meta-loss with the gradients given (constant) or, if None, the true ones."""
     tx, params, state, total = (
         OPTIMIZER.transform(phi),
@@ -74,8 +79,8 @@ def replay(task, phi, episode, weights, gradients):
         0.0,
     )
     seen = []
-    for t, w in enumerate(weights):
-        loss, g = jax.value_and_grad(task.loss)(params, (), (), None)
+    for t, w in enumerate(WEIGHTS):
+        loss, g = jax.value_and_grad(BOWL.loss)(params, (), (), None)
         g = g if gradients is None else gradients[t]
         seen.append(g)
         total += w * loss
@@ -85,88 +90,86 @@ def replay(task, phi, episode, weights, gradients):
 
 
 @pytest.mark.parametrize("second_order", [False, True])
-def test_meta_gradient_equals_finite_differences(second_order, x64):
-    task, phi, episode, weights, gradient = slopes(second_order)
-    fixed = None if second_order else replay(task, phi, episode, weights, None)[1]
-    loss = jax.jit(lambda phi: replay(task, phi, episode, weights, fixed)[0])
-    leaves, structure = jax.tree.flatten(phi)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    direction = structure.unflatten(
-        [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    )
+def test_meta_gradient_equals_finite_differences(second_order, bowl):
+    phi, episode = bowl
+    fixed = None if second_order else replay(phi, episode, None)[1]
+    rng = np.random.default_rng(2)
+    direction = jax.tree.map(lambda x: rng.normal(size=x.shape), phi)
     step = 1e-5
 
     def moved(sign):
-        return loss(jax.tree.map(lambda x, d: x + sign * step * d, phi, direction))
+        there = jax.tree.map(lambda x, d: x + sign * step * d, phi, direction)
+        return replay(there, episode, fixed)[0]
 
     expected = (moved(1) - moved(-1)) / (2 * step)
-    found = optax.tree.vdot(gradient, direction)
+    found = optax.tree.vdot(slope_of(phi, episode, second_order), direction)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_first_order_equals_differentiation_by_jax(x64):
-    task, phi, episode, weights, gradient = slopes(False)
+def test_first_order_equals_differentiation_by_jax(bowl):
+    phi, episode = bowl
 
+    @jax.jit
+    @jax.grad
     def reference(phi):
         tx = OPTIMIZER.transform(phi)
         params, state, total = episode.params, episode.opt_state, 0.0
-        for w in weights:
-            loss, g = jax.value_and_grad(task.loss)(params, (), (), None)
+        for w in WEIGHTS:
+            loss, g = jax.value_and_grad(BOWL.loss)(params, (), (), None)
             updates, state = tx.update(jax.lax.stop_gradient(g), state)
             params, total = params + updates, total + w * loss
         return total
 
-    for a, b in zip(
-        jax.tree.leaves(gradient),
-        jax.tree.leaves(jax.grad(reference)(phi)),
-        strict=True,
-    ):
+    first = jax.tree.leaves(slope_of(phi, episode))
+    for a, b in zip(first, jax.tree.leaves(reference(phi)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
-    second = jax.tree.leaves(slopes(True)[-1])
-    first = jax.tree.leaves(gradient)
+    second = jax.tree.leaves(slope_of(phi, episode, True))
     assert any(np.abs(a - b).max() > 1e-6 for a, b in zip(first, second, strict=True))
 
 
-def test_nothing_flows_across_a_truncation(x64):
-    task, phi, episode, weights, _ = slopes(False)
-    tx = OPTIMIZER.transform(phi)
-    middle, _ = unroll(task, tx, episode, 4)
-    cut = meta_gradient(phi, OPTIMIZER.transform, task, middle, weights)[1]
+def test_nothing_flows_across_a_truncation(bowl):
+    phi, episode = bowl
 
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
     def whole(phi):
-        after, _ = unroll(task, OPTIMIZER.transform(phi), episode, 4)
-        _, losses = unroll(task, OPTIMIZER.transform(phi), after, 4)
-        return losses @ weights
+        middle, _ = unroll(BOWL, OPTIMIZER.transform(phi), episode, 4)
+        _, losses = unroll(BOWL, OPTIMIZER.transform(phi), middle, 4)
+        return losses @ WEIGHTS, middle
 
-    uncut = jax.grad(whole)(phi)
+    uncut, middle = whole(phi)
+    cut = slope_of(phi, middle)
     assert np.abs(cut.output.bias - uncut.output.bias).max() > 1e-6
     # The trainer's second update is that of the cut gradient.
     trainer = meta_trainer(
-        task, OPTIMIZER, optax.sgd(0.0), segment_length=4, weights=weights
+        BOWL, OPTIMIZER, optax.sgd(0.0), segment_length=4, weights=WEIGHTS
     )
     state = MetaState(phi, optax.sgd(0.0).init(phi), jnp.zeros([], jnp.int32))
     _, metrics = trainer.iterate(state, jax.random.key(1), 2)
-    first = optax.tree.norm(slopes(False)[-1])
+    first = optax.tree.norm(slope_of(phi, episode))
     np.testing.assert_allclose(
         metrics["gradient_norm"], (first + optax.tree.norm(cut)) / 2, rtol=1e-6
     )
 
 
 def test_meta_batch_is_the_mean_of_its_episodes():
-    outer, phi = optax.sgd(1.0), OPTIMIZER.init(jax.random.key(0))
-    key = jax.random.key(5)
-
-    def moved(meta_batch, key):
-        trainer = meta_trainer(
-            quadratic_task(3), OPTIMIZER, outer, segment_length=3, meta_batch=meta_batch
+    outer, key = optax.sgd(1.0), jax.random.key(5)
+    start = MetaState(PHI, outer.init(PHI), jnp.zeros([], jnp.int32))
+    one, two = (
+        meta_trainer(
+            quadratic_task(3), OPTIMIZER, outer, segment_length=3, meta_batch=size
         )
-        state = MetaState(phi, outer.init(phi), jnp.zeros([], jnp.int32))
-        new, _ = trainer.iterate(state, key, 1)
-        return jax.tree.map(jnp.subtract, new.phi, phi)
+        for size in (1, 2)
+    )
 
-    both = moved(2, key)
-    one, two = (moved(1, k) for k in jax.random.split(key, 2))
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, one, two)
+    def moved(trainer, key):
+        new, _ = trainer.iterate(start, key, 1)
+        return jax.tree.map(jnp.subtract, new.phi, PHI)
+
+    both = moved(two, key)
+    mean = jax.tree.map(
+        lambda a, b: (a + b) / 2, *(moved(one, k) for k in jax.random.split(key, 2))
+    )
     for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(mean), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
@@ -208,28 +211,27 @@ def test_learning_lowers_the_loss():
     assert np.mean(losses[-15:]) < 0.5 * np.mean(losses[:15])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_non_finite_gradients_are_counted_and_never_applied(bad):
-    def loss(x, data, instance, step):
+def test_non_finite_gradients_are_counted_and_never_applied():
+    def loss(x, bad, instance, step):
         return jnp.sum(x**2) * jnp.where(step == 3, bad, 1.0)
 
     task = Task(
-        (),
+        jnp.float32(1),
         lambda key: (),
         lambda key, instance: jnp.ones(2),
         lambda key, data, instance, start, length: start + jnp.arange(length),
         loss,
     )
-    outer = optax.adam(1e-2)
-    trainer = meta_trainer(task, OPTIMIZER, outer, segment_length=2)
-    state = trainer.init(jax.random.key(0))
-    one, _ = trainer.iterate(state, jax.random.key(1), 1)
-    # Steps 2 and 3, and all that comes after the broken update, give nothing.
-    three, metrics = trainer.iterate(state, jax.random.key(1), 3)
-    assert int(metrics["skipped"]) == 2
-    assert np.isfinite(metrics["train_loss"])
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(three), strict=True):
-        np.testing.assert_array_equal(a, b)
+    trainer = meta_trainer(task, OPTIMIZER, optax.adam(1e-2), segment_length=2)
+    state, key = trainer.init(jax.random.key(0)), jax.random.key(1)
+    one, _ = trainer.iterate(state, key, 1)
+    for bad in (np.nan, np.inf):
+        # Steps 2 and 3, and all that comes after the broken update, give nothing.
+        three, metrics = trainer.program(jnp.float32(bad), state, key, jnp.int32(3))
+        assert int(metrics["skipped"]) == 2
+        assert np.isfinite(metrics["train_loss"])
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(three), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_a_single_step_takes_any_outer_optimizer():

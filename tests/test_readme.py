@@ -29,6 +29,7 @@ def test_it_shows_code_and_commands():
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_code(block):
     names = {}
+    block = block.replace("range(10)", "range(2)")  # compiling takes long enough
     with jax.numpy_rank_promotion("allow"):  # a reader has no such setting
         exec(compile(block, "README.md", "exec"), names)
         if "step" in names:
@@ -38,7 +39,7 @@ def test_code(block):
         assert loss == 9
         assert not np.array_equal(params["w"], names["params"]["w"])
     if "trainer" in names:
-        assert names["state"].step == 10
+        assert names["state"].step == 2
         assert np.isfinite(names["metrics"]["train_loss"])
 
 

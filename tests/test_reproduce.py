@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import random_weights
 
 from experiments import cells, pages, paper, pictures, report, reproduce, task_table
 from l2l_jax import (
@@ -20,7 +21,6 @@ from l2l_jax import (
     Learned,
     evaluator,
     quadratic_task,
-    rnnprop_init,
     save,
 )
 from l2l_jax.baselines import BASELINES, Tuning
@@ -66,12 +66,7 @@ SPEC = {
 
 
 def save_random(path, seed):
-    shapes = jax.eval_shape(
-        lambda key: rnnprop_init(key, hidden_sizes=(4,), input_size=4),
-        jax.random.key(0),
-    )
-    rng = np.random.default_rng(seed)
-    phi = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("float32"), shapes)
+    phi = random_weights("rnnprop", (4,), 4, seed=seed)
     save(path, Learned("rnnprop", phi, {"step_size": 0.01}))
 
 

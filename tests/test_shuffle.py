@@ -26,15 +26,12 @@ def assert_plausible(observed, expected, variance, freedom):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 128, 1437, 55_000])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_each_epoch_is_a_permutation_of_its_own(n, seed):
-    found = epochs(n, 3, jax.random.key(seed))
+def test_each_epoch_is_a_permutation_of_its_own(n):
+    found = np.concatenate([epochs(n, 3, jax.random.key(seed)) for seed in (0, 1)])
     assert found.dtype == np.int32
-    np.testing.assert_array_equal(np.sort(found), np.tile(np.arange(n), (3, 1)))
+    np.testing.assert_array_equal(np.sort(found), np.tile(np.arange(n), (6, 1)))
     if n >= 128:
-        other = epochs(n, 1, jax.random.key(seed + 2))[0]
-        rows = [*found, other, np.arange(n)]
-        for a, b in itertools.combinations(rows, 2):
+        for a, b in itertools.combinations([*found, np.arange(n)], 2):
             assert np.mean(a == b) < 0.06
 
 
@@ -45,10 +42,9 @@ def test_partial_batch_is_dropped_and_epochs_follow_each_other():
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("batch_size", [2, 7])
-def test_cutting_a_run_into_calls_changes_nothing(batch_size):
-    whole = minibatch_indices(KEY, 7, batch_size, 0, 40)
-    traced = jax.jit(lambda start: minibatch_indices(KEY, 7, batch_size, start, 20))
+def test_cutting_a_run_into_calls_changes_nothing():
+    whole = minibatch_indices(KEY, 7, 2, 0, 40)
+    traced = jax.jit(lambda start: minibatch_indices(KEY, 7, 2, start, 20))
     parts = [traced(0), traced(20)]
     np.testing.assert_array_equal(whole, jnp.concatenate(parts))
     _, scanned = jax.lax.scan(lambda c, t: (c, traced(t)), (), jnp.array([0, 20]))

@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import random_weights
 
-from l2l_jax import Learned, dm_init, load, rnnprop_init, save
+from l2l_jax import Learned, dm_init, load, save
 
 LEARNED = {
     "rnnprop": Learned(
         "rnnprop",
-        rnnprop_init(jax.random.key(0), (4, 3), input_size=5),
+        random_weights("rnnprop", (4, 3), 5),
         {"step_size": 0.05},
         {"iterations": 7},
     ),
-    "dm": Learned("dm", dm_init(jax.random.key(0), (3,)), {"p": 5.0}),
+    "dm": Learned("dm", random_weights("dm", (3,)), {"p": 5.0}),
 }
 KINDS = pytest.mark.parametrize("kind", list(LEARNED))
 

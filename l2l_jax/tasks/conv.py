@@ -30,7 +30,8 @@ class CNN(nn.Module):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> params = CNN("c-c-p-f").init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+      >>> x, key = jnp.zeros((1, 28, 28, 1)), jax.random.key(0)
+      >>> params = jax.eval_shape(CNN("c-c-p-f").init, key, x)
       >>> params["params"]["Dense_0"]["kernel"].shape
       (3136, 10)
 

@@ -27,7 +27,8 @@ class MLP(nn.Module):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> params = MLP().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
+      >>> x, key = jnp.zeros((1, 28, 28, 1)), jax.random.key(0)
+      >>> params = jax.eval_shape(MLP().init, key, x)["params"]
       >>> sum(x.size for x in jax.tree.leaves(params))
       15910
 

@@ -22,7 +22,8 @@ class SineLSTM(nn.Module):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> params = SineLSTM().init(jax.random.key(0), jnp.zeros((3, 10)))["params"]
+      >>> x, key = jnp.zeros((3, 10)), jax.random.key(0)
+      >>> params = jax.eval_shape(SineLSTM().init, key, x)["params"]
       >>> sum(x.size for x in jax.tree.leaves(params))
       1781
 

@@ -1,0 +1,21 @@
+"""Weights of learned optimizers for tests: all different, and nothing to compile."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax import dm_init, rnnprop_init
+
+
+def shapes_of(kind, hidden_sizes, input_size=20):
+    """φ as shapes; `input_size` is that of RNNprop's layer in front."""
+    arguments = (hidden_sizes,) if kind == "dm" else (hidden_sizes, input_size)
+    init = {"dm": dm_init, "rnnprop": rnnprop_init}[kind]
+    return jax.eval_shape(lambda key: init(key, *arguments), jax.random.key(0))
+
+
+def random_weights(kind, hidden_sizes, input_size=20, seed=0):
+    """φ of such a network, biases too."""
+    rng = np.random.default_rng(seed)
+    draw = lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), jnp.float32)
+    return jax.tree.map(draw, shapes_of(kind, hidden_sizes, input_size))

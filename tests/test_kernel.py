@@ -27,6 +27,11 @@ NETWORKS = [
     ("dm", (3,), None),
 ]
 
+BY_TRITON = pytest.mark.skipif(
+    jax.__version_info__ < coordinatewise.KERNEL_SINCE,
+    reason=f"Triton in jax {jax.__version__} takes no products of so few rows",
+)
+
 
 def kernel_update(kind, phi, g, state, form="clip", **options):
     """`update` of the transformation of one array, by the kernel."""
@@ -147,6 +152,7 @@ def test_state_is_donated():
     assert all(x.is_deleted() for x in jax.tree.leaves(state))
 
 
+@BY_TRITON
 @pytest.mark.parametrize(
     ("network", "dtype", "options"),
     [
@@ -191,6 +197,7 @@ def test_nothing_is_touched_past_the_end(monkeypatch):
     assert all(mask is not None for mask in masks)
 
 
+@BY_TRITON
 def test_by_argument():
     """The transformation takes the kernel where it can, the fused path elsewhere."""
     phi = random_weights(*NETWORKS[0])
@@ -202,6 +209,7 @@ def test_by_argument():
         assert text.count("xla.gpu.triton") == kernels
 
 
+@BY_TRITON
 def test_chosen_on_one_gpu(monkeypatch):
     """By "auto", large leaves only, and what is compiled for a CPU goes without."""
     phi = random_weights(*NETWORKS[4])
@@ -226,6 +234,7 @@ def test_chosen_on_one_gpu(monkeypatch):
     assert_close(found, expected, 0)
 
 
+@BY_TRITON
 @pytest.mark.parametrize(
     ("devices", "expected"),
     [
@@ -240,6 +249,16 @@ def test_gpus_that_do(monkeypatch, devices, expected):
     found = [SimpleNamespace(**one) for one in devices]
     monkeypatch.setattr(jax, "devices", lambda: found)
     assert coordinatewise.on_one_gpu() is expected
+
+
+def test_not_with_a_jax_that_is_too_old(monkeypatch):
+    monkeypatch.setattr(coordinatewise, "KERNEL_SINCE", (99, 0, 0))
+    gpu = SimpleNamespace(platform="gpu", compute_capability="9.0")
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    assert not coordinatewise.on_one_gpu()
+    phi = random_weights(*NETWORKS[4])
+    with pytest.raises(ValueError, match=r"needs jax 99\.0\.0 or newer, got 0"):
+        dm_transform(phi, implementation="kernel")
 
 
 def test_what_is_refused(x64):

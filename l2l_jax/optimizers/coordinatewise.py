@@ -24,6 +24,8 @@ IMPLEMENTATIONS = ("auto", "fused", "kernel", "plain")
 # Coordinates of a leaf from which on "auto" takes the GPU's kernel. Every size of leaf
 # compiles one for itself, and a network has many small ones of different sizes.
 KERNEL_FROM = 2**16
+# The JAX from which on Triton's products may have sides below 16, as its tiles have.
+KERNEL_SINCE = (0, 9, 2)
 
 
 def check_network(
@@ -55,6 +57,11 @@ def check_network(
     check_choice("precision", precision, PRECISIONS)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     check_choice("skip_nonfinite", skip_nonfinite, (False, True))
+    if implementation == "kernel" and jax.__version_info__ < KERNEL_SINCE:
+        since = ".".join(map(str, KERNEL_SINCE))
+        raise ValueError(
+            f"implementation 'kernel' needs jax {since} or newer, got {jax.__version__}"
+        )
     inputs, expected = 2, []
     for name, layer in _layers(params):
         gates = 4 if isinstance(layer, LSTMWeights) else 1
@@ -239,7 +246,8 @@ def on_one_gpu() -> bool:
     devices = jax.devices()
     # "9.0" of CUDA, "gfx90a" of ROCm, nothing of a CPU.
     capability = str(getattr(devices[0], "compute_capability", ""))
-    return len(devices) == 1 and capability[:1].isdigit() and float(capability) >= 8
+    new = capability[:1].isdigit() and float(capability) >= 8
+    return len(devices) == 1 and new and jax.__version_info__ >= KERNEL_SINCE
 
 
 def _step_cells(network, weights, inputs, cells, plain):

@@ -160,7 +160,10 @@ def meta_trainer(
 
     if sharded:
         mesh = jax.make_mesh(
-            (len(devices),), (AXIS,), (jax.sharding.AxisType.Auto,), devices=devices
+            (len(devices),),
+            (AXIS,),
+            axis_types=(jax.sharding.AxisType.Auto,),
+            devices=devices,
         )
         everywhere = jax.sharding.PartitionSpec()
         iteration = jax.shard_map(

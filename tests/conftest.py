@@ -11,8 +11,9 @@ pytest.register_assert_rewrite("toy_runs")
 @pytest.fixture
 def x64():
     """Computes in float64 within the test."""
-    with jax.enable_x64(True):
-        yield
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture(scope="session")

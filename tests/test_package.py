@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
 import l2l_jax
 
@@ -44,3 +46,14 @@ def test_types_and_version_are_there():
     core = {line.split(">")[0] for line in requires if "extra" not in line}
     assert core == {"jax", "jaxlib", "flax", "optax", "chex", "numpy"}
     assert l2l_jax.__version__ == importlib.metadata.version("l2l_jax")
+
+
+def test_the_oldest_releases_tested_are_the_lower_bounds():
+    text = pathlib.Path(__file__).with_name("oldest.txt").read_text()
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", text, re.M))
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    stated = dict(x.split(">=") for x in sum(extras, project["dependencies"]))
+    assert {line.split(">")[0] for line in project["dependencies"]} <= set(tested)
+    for name, version in tested.items():
+        assert re.fullmatch(re.escape(stated[name]) + r"(\.0)*", version)

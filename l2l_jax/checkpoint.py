@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from l2l_jax import processes
 from l2l_jax.files import naming
 
 _KEEP = 2  # the newest, and the one before it should the newest be damaged
@@ -135,8 +136,32 @@ def restore(directory: str | Path, example: Any) -> tuple[int, Any]:
             f"{older}"
         ) from error
     _check(path, arrays, example)
-    restored = [_like(leaf, arrays[name]) for name, leaf in _named_leaves(example)]
-    return saved[-1], jax.tree.unflatten(jax.tree.structure(example), restored)
+    return saved[-1], _rebuild(example, arrays)
+
+
+def from_first(iteration: int, state: Any) -> tuple[int, Any]:
+    """The iteration and the state of process 0, in all processes that call this.
+
+    Args:
+      iteration: how many iterations led to `state`.
+      state: as for `save`; of the same structure, shapes and dtypes in all processes.
+
+    Returns:
+      Both, the state bit by bit.
+
+    Raises:
+      ValueError: in a process whose state has other shapes or dtypes.
+
+    Example:
+      >>> from_first(7, {"w": np.arange(3.0)})
+      (7, {'w': array([0., 1., 2.])})
+    """
+    if jax.process_count() == 1:
+        return iteration, state
+    mine = np.int64(iteration), state
+    layout, data = _pack(mine)
+    iteration, state = _rebuild(mine, _unpack(layout, processes.from_first(data)))
+    return int(iteration), state
 
 
 def _folder(directory: str | Path) -> Path:
@@ -158,10 +183,19 @@ def _manager(
             warnings.simplefilter("ignore")
             import orbax.checkpoint as ocp
 
+            if create:
+                _folder(directory).mkdir(parents=True, exist_ok=True)
+            # Orbax would wait for all processes, of which one calls this.
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(),
+                active_processes={jax.process_index()},
+                barrier_sync_key_prefix=f"process_{jax.process_index()}",
+            )
             options = ocp.CheckpointManagerOptions(
-                create=create,
+                create=False,  # which it does not do for one process of several
                 cleanup_tmp_directories=create,
                 enable_async_checkpointing=False,
+                multiprocessing_options=alone,
             )
             with ocp.CheckpointManager(_folder(directory), options=options) as manager:
                 yield ocp, manager
@@ -246,6 +280,12 @@ def _check(path: Path, arrays: dict[str, np.ndarray], example: Any) -> None:
         raise ValueError(
             f"checkpoint {path} is of another state: {'; '.join(wrong[:5])}{more}"
         )
+
+
+def _rebuild(example: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The tree of `example` with the stored arrays in it."""
+    leaves = [_like(leaf, arrays[name]) for name, leaf in _named_leaves(example)]
+    return jax.tree.unflatten(jax.tree.structure(example), leaves)
 
 
 def _like(leaf: Any, array: Any) -> Any:

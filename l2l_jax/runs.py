@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax import checkpoint
+from l2l_jax import checkpoint, processes
 from l2l_jax.files import naming, sync, write_text
 from l2l_jax.records import Log, lock, read_log
 from l2l_jax.selection import (
@@ -126,6 +126,11 @@ def run(
     no checkpoint is saved unless the run ends or is interrupted, and then the one
     from before the first of them is spared: a run that fails resumes from there.
 
+    In several processes (`jax.distributed`) each calls this alike, with the same state.
+    Process 0 alone touches `directory` and calls `export`, `on_export` and `progress`;
+    the others start from its state and compute. A signal to one stops all. If one dies,
+    JAX's runtime ends the others.
+
     A TensorBoard that is open while a run is resumed must be restarted.
 
     Args:
@@ -195,6 +200,10 @@ def run(
     directory = Path(directory)
     state = jax.tree.map(_strongly_typed, state)
     described = _describe(config, num_iterations)
+    text = json.dumps([described["config"], num_iterations])
+    processes.check_same("the configuration", np.frombuffer(text.encode(), np.uint8))
+    if not processes.is_first():
+        return _follow(step, state, num_iterations)
     changes = {}
     if resume:
         old = read_config(directory)
@@ -207,7 +216,7 @@ def run(
         if resume and saved:
             start, state = checkpoint.restore(directory, state)
             if start >= num_iterations:
-                return state
+                return checkpoint.from_first(start, state)[1]
             _take_back(directory, start)
         elif resume and (directory / "log.csv").exists():
             raise FileNotFoundError(
@@ -231,6 +240,7 @@ def run(
             )
         if not saved:
             checkpoint.save(directory, 0, state)
+        checkpoint.from_first(start, state)
 
         types = _types(state)
         log = Log(directory, start, described["started"], skipped)
@@ -259,28 +269,55 @@ def run(
 
                 over = done == num_iterations
                 if export is not None and (over or done % export_every == 0):
-                    _export(directory, done, state, export, on_export)
+                    _export(directory, done, processes.here(state), export, on_export)
+                signum = processes.largest(caught[0] if caught else 0)
                 due = (
                     due
                     or done % checkpoint_every == 0
                     or time.monotonic() - saved_at >= checkpoint_seconds
                 )
-                if over or caught or (due and not log.bad):
+                if over or signum or (due and not log.bad):
                     log.sync()
                     spare = (
                         {_newest_checkpoint(directory, first_bad)} if log.bad else ()
                     )
                     checkpoint.save(directory, done, state, keep=spare)
                     due, saved_at = False, time.monotonic()
-                if caught:
-                    raise Interrupted(
-                        f"{signal.Signals(caught[0]).name}: stopped after {done} of "
-                        f"{num_iterations} iterations; all is saved in {directory}. "
-                        f"To resume: {how_to_resume}",
-                        done,
-                        caught[0],
-                    )
+                if signum:
+                    processes.wait()
+                    where = f"{directory}. To resume: {how_to_resume}"
+                    raise _interrupted(signum, done, num_iterations, where)
+    processes.wait()
     return state
+
+
+def _follow(
+    step: Callable[[State, int], tuple[State, Metrics]],
+    state: State,
+    num_iterations: int,
+) -> State:
+    """What all processes do but the first, which keeps the run: they compute."""
+    start, state = checkpoint.from_first(0, state)
+    with _signals() as caught:
+        for iteration in range(start, num_iterations):
+            state, _ = step(state, iteration)
+            if signum := processes.largest(caught[0] if caught else 0):
+                processes.wait()
+                done = iteration + 1
+                where = "the directory of process 0"
+                raise _interrupted(signum, done, num_iterations, where)
+    if start < num_iterations:
+        processes.wait()  # until it has saved
+    return state
+
+
+def _interrupted(signum: int, done: int, of: int, where: str) -> Interrupted:
+    return Interrupted(
+        f"{signal.Signals(signum).name}: stopped after {done} of {of} iterations; all "
+        f"is saved in {where}",
+        done,
+        signum,
+    )
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
@@ -418,6 +455,7 @@ def _describe(config: Mapping[str, Any], num_iterations: int) -> dict[str, Any]:
             "backend": jax.default_backend(),
             "device_kind": jax.devices()[0].device_kind,
             "x64": jax.config.jax_enable_x64,
+            **({"processes": jax.process_count()} if jax.process_count() > 1 else {}),
         },
         "started": datetime.datetime.now(datetime.UTC).isoformat(),
         "resumed": [],

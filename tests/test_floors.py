@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = pathlib.Path(l2l_jax.__file__).parent
 FLOORS = [
     {"types", "checks", "files"},
+    {"processes"},
     {"trees", "lstm", "preprocess", "sharding"},
     {"fused", "chunks"},
     {"kernel"},

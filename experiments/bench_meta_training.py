@@ -32,6 +32,7 @@ flags.DEFINE_integer(
     "input_size", 20, "Units of RNNprop's layer in front of the LSTM.", lower_bound=1
 )
 common.define_devices()
+flags.DEFINE_integer("meta_batch", 1, "Episodes at once.", lower_bound=1)
 flags.DEFINE_integer("repeats", 7, "Counted calls of each program.", lower_bound=1)
 flags.DEFINE_string("out", None, "JSON file to write; default: only print.")
 
@@ -58,6 +59,7 @@ def main(argv: list[str]) -> None:
     devices = common.devices()
     sizes = [int(size) for size in FLAGS.hidden_sizes]
     task, coordinates = base_mlp()
+    coordinates *= FLAGS.meta_batch
     arguments, inputs = {"hidden_sizes": tuple(sizes)}, 2
     if FLAGS.optimizer == "rnnprop":
         arguments["input_size"] = inputs = FLAGS.input_size
@@ -69,6 +71,7 @@ def main(argv: list[str]) -> None:
         optax.adam(1e-4),
         segment_length=SEGMENT,
         weights=weights,
+        meta_batch=FLAGS.meta_batch,
         devices=devices,
     )
     state, key = trainer.init(jax.random.key(0)), jax.random.key(1)
@@ -99,6 +102,7 @@ def main(argv: list[str]) -> None:
             "optimizer": FLAGS.optimizer,
             "sizes": arguments,
             "coordinates": coordinates,
+            "meta_batch": FLAGS.meta_batch,
             "steps": STEPS,
             "devices": len(devices),
             "times": times,

@@ -85,10 +85,10 @@ def on_this_device(
     return optax.GradientTransformation(init, update)
 
 
-def my_part(x: jax.Array) -> jax.Array:
-    """The slice of the last axis that belongs to this device of `AXIS`."""
-    size = x.shape[-1] // jax.lax.axis_size(AXIS)
-    begin = jax.lax.axis_index(AXIS) * size
+def my_part(x: jax.Array, name: str = AXIS) -> jax.Array:
+    """The slice of the last axis that belongs to this device of a mesh's axis."""
+    size = x.shape[-1] // jax.lax.axis_size(name)
+    begin = jax.lax.axis_index(name) * size
     return jax.lax.dynamic_slice_in_dim(x, begin, size, axis=-1)
 
 

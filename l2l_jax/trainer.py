@@ -1,16 +1,20 @@
 """Meta-training as one compiled program an iteration."""
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from l2l_jax import processes
 from l2l_jax.blockwise import (
     AXIS,
     blockwise_meta_gradient,
+    my_part,
     on_this_device,
     on_vector,
 )
@@ -24,6 +28,8 @@ from l2l_jax.meta import (
     start_episode,
 )
 from l2l_jax.types import LearnedOptimizer, PyTree, Task
+
+EPISODES = "episodes"
 
 
 class MetaTrainer(NamedTuple):
@@ -68,10 +74,15 @@ def meta_trainer(
       weights: of the losses of a segment, as in `segment_weights`.
       meta_batch: number of episodes at once, their meta-losses averaged.
       second_order: whether second derivatives of the optimizee are kept.
-      devices: among which the coordinates are divided, if the optimizer is
-        coordinatewise and `second_order` is not asked for; default: the first one. For
-        a CPU, `jax.config.update("jax_num_cpu_devices", n)` at the start of a program
-        makes n of its cores devices: the fastest way to use them.
+      devices: among which the work is divided; default: the first one. D devices are
+        gcd(meta_batch, D) groups of neighbours, each with as many of the episodes as
+        any other; the devices of a group divide the coordinates. So where D divides
+        meta_batch each device has episodes of its own, and where meta_batch is 1 all
+        divide the coordinates of one. D changes only the rounding. The devices may be
+        those of several processes (`jax.distributed`): then each process makes the
+        same trainer, from the same data, and calls it alike. For a CPU,
+        `jax.config.update("jax_num_cpu_devices", n)` at the start of a program makes n
+        of its cores devices: the fastest way to use them.
       block: coordinates differentiated together in that case, at most; default: as
         many as stay in a processor's cache on a CPU, all elsewhere. Changes only the
         rounding.
@@ -80,7 +91,9 @@ def meta_trainer(
       A `MetaTrainer`.
 
     Raises:
-      ValueError: an argument is out of range.
+      ValueError: an argument is out of range; the coordinates would have to be divided,
+        but the optimizer is not coordinatewise or `second_order` is asked for; or the
+        task's data are not the same in all processes.
       TypeError: the task does not keep its contract.
 
     Example:
@@ -106,12 +119,19 @@ def meta_trainer(
     check_task(task)
 
     home = devices[0] if devices else None
-    devices = list(devices or jax.devices()[:1])
+    devices = list(devices or jax.local_devices()[:1])
     block = block or (1024 if devices[0].platform == "cpu" else sys.maxsize)
     blockwise = optimizer.coordinatewise and not second_order
-    sharded = blockwise and len(devices) > 1
+    groups = math.gcd(meta_batch, len(devices))
+    parts = len(devices) // groups
     if blockwise:
-        task = on_vector(task, len(devices))
+        task = on_vector(task, parts)
+    elif parts > 1:
+        raise ValueError(
+            f"the number of devices must divide meta_batch={meta_batch}, got"
+            f" {len(devices)}: coordinates are divided only if the optimizer is"
+            " coordinatewise and second_order is False"
+        )
 
     def init(key: jax.Array) -> MetaState:
         phi = optimizer.init(key)
@@ -125,12 +145,12 @@ def meta_trainer(
 
         def start(key):
             tx = optimizer.transform(state.phi)
-            return start_episode(here, on_this_device(tx) if sharded else tx, key)
+            return start_episode(here, on_this_device(tx) if parts > 1 else tx, key)
 
         def gradient(phi, episode):
             if blockwise:
                 return blockwise_meta_gradient(
-                    phi, optimizer.transform, here, episode, weights, block, sharded
+                    phi, optimizer.transform, here, episode, weights, block, parts > 1
                 )
             return meta_gradient(
                 phi, optimizer.transform, here, episode, weights, second_order
@@ -138,7 +158,14 @@ def meta_trainer(
 
         if meta_batch > 1:
             key = jax.random.split(key, meta_batch)
+        if groups > 1:
+            key = my_part(key, EPISODES)
+        if meta_batch > groups:
             start, gradient = jax.vmap(start), _mean_over_episodes(gradient)
+        elif meta_batch > 1:
+            key = key[0]
+        if groups > 1:
+            gradient = _mean_over_groups(gradient)
 
         def segment(_, carry):
             state, episodes, sums = carry
@@ -158,12 +185,11 @@ def meta_trainer(
             "skipped": sums.skipped,
         }
 
-    if sharded:
-        mesh = jax.make_mesh(
-            (len(devices),),
-            (AXIS,),
-            axis_types=(jax.sharding.AxisType.Auto,),
-            devices=devices,
+    if len(devices) > 1:
+        # Neighbours, of one host if it has as many, divide the coordinates: they talk
+        # at every step, the groups once a segment.
+        mesh = jax.sharding.Mesh(
+            np.array(devices).reshape(groups, parts), (EPISODES, AXIS)
         )
         everywhere = jax.sharding.PartitionSpec()
         iteration = jax.shard_map(
@@ -176,13 +202,18 @@ def meta_trainer(
         placement = jax.sharding.NamedSharding(mesh, everywhere)
     else:
         placement = home
-    data = jax.device_put(task.data, placement)
+
+    shared = any(device.process_index != jax.process_index() for device in devices)
+    put = processes.replicate if shared else jax.device_put
+    if shared:
+        processes.check_same("the task's data", task.data)
+    data = put(task.data, placement)
     compiled = jax.jit(iteration, compiler_options=_options(devices[0]))
 
     def iterate(state: MetaState, key: jax.Array, num_segments: int):
         # A state that lies elsewhere, as the first one does, would compile for itself.
         args = state, key, jnp.asarray(num_segments, jnp.int32)
-        return compiled(data, *jax.device_put(args, placement))
+        return compiled(data, *put(args, placement))
 
     return MetaTrainer(init, iterate, compiled)
 
@@ -208,6 +239,17 @@ def _mean_over_episodes(gradient: Callable) -> Callable:
     def mean_gradient(phi, episodes):
         (losses, after), slopes = jax.vmap(gradient, (None, 0))(phi, episodes)
         loss, slope = jax.tree.map(lambda x: jnp.mean(x, 0), (losses, slopes))
+        return (loss, after), slope
+
+    return mean_gradient
+
+
+def _mean_over_groups(gradient: Callable) -> Callable:
+    """`gradient(φ, episode)` on each device of `EPISODES`, loss and slope averaged."""
+
+    def mean_gradient(phi, episodes):
+        (loss, after), slope = gradient(phi, episodes)
+        loss, slope = jax.lax.pmean((loss, slope), EPISODES)
         return (loss, after), slope
 
     return mean_gradient

@@ -174,8 +174,10 @@ def test_meta_batch_is_the_mean_of_its_episodes():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
-def test_other_horizons_data_weights_and_rates_do_not_compile_again(num_devices):
+@pytest.mark.parametrize(("num_devices", "meta_batch"), [(1, 1), (2, 1), (2, 2)])
+def test_other_horizons_data_weights_and_rates_do_not_compile_again(
+    num_devices, meta_batch
+):
     traces = []
 
     def loss(x, data, instance, batch):
@@ -185,7 +187,8 @@ def test_other_horizons_data_weights_and_rates_do_not_compile_again(num_devices)
     task = Task(jnp.ones(2), lambda k: (), lambda k, i: jnp.zeros(2), no_batches, loss)
     outer = optax.inject_hyperparams(optax.adam)(1e-3)
     devices = jax.devices()[:num_devices]
-    trainer = meta_trainer(task, OPTIMIZER, outer, segment_length=2, devices=devices)
+    options = {"meta_batch": meta_batch, "devices": devices}
+    trainer = meta_trainer(task, OPTIMIZER, outer, segment_length=2, **options)
     state = trainer.init(jax.random.key(0))
     state, _ = trainer.iterate(state, jax.random.key(1), 2)
     before = len(traces)
@@ -193,7 +196,9 @@ def test_other_horizons_data_weights_and_rates_do_not_compile_again(num_devices)
     state = state._replace(phi=jax.tree.map(lambda x: x / 2, state.phi))
     state, metrics = trainer.iterate(state, jax.random.key(2), 7)
     if num_devices == 1:
-        trainer.program(5 * jnp.ones(2), state, jax.random.key(3), jnp.int32(1))
+        # Put where the trainer puts them, or they would compile for themselves.
+        others = 5 * jnp.ones(2), state, jax.random.key(3), jnp.int32(1)
+        trainer.program(*jax.device_put(others, devices[0]))
     assert len(traces) == before
     assert trainer.program._cache_size() == 1
     assert int(state.step) == 2

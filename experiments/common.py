@@ -1,6 +1,9 @@
 """What all binaries share: the flags of the data, and errors without a traceback."""
 
+import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 import jax
@@ -61,20 +64,62 @@ def define_devices() -> None:
     flags.DEFINE_integer(
         "num_devices",
         1,
-        "Devices among which the coordinates are divided in meta-training; on a CPU,"
-        " cores, and as many as there are is fastest.",
+        "Devices of each process among which meta-training is divided: its episodes, as"
+        " far as there are several, and each one's coordinates. On a CPU, cores, and as"
+        " many as there are is fastest.",
         lower_bound=1,
     )
+
+
+def define_processes() -> None:
+    """Defines --distributed, --coordinator_address, --num_processes, --process_id."""
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "This is one of several processes that train together, and JAX finds the others"
+        " by itself: on TPU pods, under SLURM and Open MPI.",
+    )
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "Elsewhere: HOST:PORT of process 0, which listens there, the same for all.",
+    )
+    flags.DEFINE_integer("num_processes", None, "Their number.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which one this is.", lower_bound=0)
+    flags.DEFINE_integer(
+        "heartbeat_seconds",
+        100,
+        "A process that was silent for so long is dead, and all others end.",
+        lower_bound=1,
+    )
+
+
+def join_processes() -> None:
+    """Connects to the other processes, if there are any, before JAX is used."""
+    named = ("coordinator_address", "num_processes", "process_id")
+    given = {name: flags.FLAGS[name].value for name in named}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if flags.FLAGS.distributed or not missing:
+        jax.distributed.initialize(
+            **given, heartbeat_timeout_seconds=flags.FLAGS.heartbeat_seconds
+        )
+        # JAX's handler only takes notes; `runs.run` has its own.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    elif len(missing) < len(named):
+        raise ValueError(
+            f"without {' and '.join(missing)} only --distributed can find the other"
+            " processes"
+        )
 
 
 def devices() -> list[jax.Device]:
     """The devices that --num_devices asks for; to be called before JAX is used."""
     number = flags.FLAGS.num_devices
     jax.config.update("jax_num_cpu_devices", number)
-    found = jax.devices()
-    if len(found) < number:
-        raise ValueError(f"--num_devices={number}, but there are only {len(found)}")
-    return found[:number]
+    found = [jax.local_devices(process_index=i) for i in range(jax.process_count())]
+    if (least := min(map(len, found))) < number:
+        raise ValueError(f"--num_devices={number}, but there are only {least}")
+    return [device for local in found for device in local[:number]]
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -84,7 +129,10 @@ def keys(seed: int) -> tuple[jax.Array, jax.Array]:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Calls `main` as `absl.app.run` does; user errors are one line, exit code 1."""
+    """Calls `main` as `absl.app.run` does; user errors are one line, exit code 1.
+
+    Of several processes, one that fails ends at once, and JAX ends the others.
+    """
 
     def guarded(argv: list[str]) -> None:
         if flags.FLAGS.compilation_cache:
@@ -93,7 +141,16 @@ def run(main: Callable[[list[str]], None]) -> None:
             )
         try:
             main(argv)
-        except _USER_ERRORS as error:
-            sys.exit(f"error: {error}")
+        except Exception as error:
+            message = f"error: {error}"
+            if not jax.distributed.is_initialized():
+                if isinstance(error, _USER_ERRORS):
+                    sys.exit(message)
+                raise
+            if not isinstance(error, _USER_ERRORS):
+                message = traceback.format_exc()
+            # An ordinary end would wait for the others, which wait for this one.
+            print(message, file=sys.stderr, flush=True)
+            os._exit(1)
 
     app.run(guarded)

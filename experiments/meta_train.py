@@ -7,6 +7,10 @@ final loss of the base MLP after 100 steps then .37):
         --workdir=runs/rnnprop --num_iterations=1000 --num_devices=2
 
 DMoptimizer: the same with --optimizer=dm. A run that was killed goes on with --resume.
+
+On several hosts the same command is started on each, with --distributed where JAX finds
+the others (TPU pods, SLURM), else with --coordinator_address, --num_processes and
+--process_id; process 0 keeps the run. Each reads the data from its own --data_dir.
 """
 
 import shlex
@@ -86,12 +90,17 @@ flags.DEFINE_float(
     "meta_learning_rate", 1e-4, "Rate of Adam, the outer optimizer.", lower_bound=0
 )
 flags.DEFINE_integer(
-    "meta_batch", 1, "Episodes at once, their meta-losses averaged.", lower_bound=1
+    "meta_batch",
+    1,
+    "Episodes at once, their meta-losses averaged. Best a multiple of the number of"
+    " devices, among which they are divided.",
+    lower_bound=1,
 )
 flags.DEFINE_bool(
     "second_order", False, "Keep second derivatives of the task in the meta-gradient."
 )
 common.define_devices()
+common.define_processes()
 flags.DEFINE_integer("seed", 0, "Of all randomness.")
 flags.DEFINE_integer(
     "export_every", 1000, "Iterations between two files of weights.", lower_bound=1
@@ -113,8 +122,8 @@ flags.DEFINE_enum(
 flags.mark_flag_as_required("workdir")
 
 
-def configuration() -> dict:
-    """All that decides the run, from the flags."""
+def configuration(num_devices: int) -> dict:
+    """All that decides the run, from the flags and the devices in all processes."""
     default = DEFAULTS[FLAGS.optimizer]
     weights = FLAGS.loss_weights or default["loss_weights"]
     if weights not in ("last", "mean"):
@@ -143,7 +152,7 @@ def configuration() -> dict:
         "meta_learning_rate": FLAGS.meta_learning_rate,
         "meta_batch": FLAGS.meta_batch,
         "second_order": FLAGS.second_order,
-        "num_devices": FLAGS.num_devices,
+        "num_devices": num_devices,
         "seed": FLAGS.seed,
         "export_every": FLAGS.export_every,
         "select": given("select", "by"),
@@ -163,8 +172,10 @@ def training_task(task: Task, config: dict) -> Task:
 def main(argv: list[str]) -> None:
     """Runs or resumes the training that the flags describe."""
     del argv
-    config = configuration()
+    common.join_processes()
     devices = common.devices()
+    config = configuration(len(devices))
+    first = jax.process_index() == 0
     sizes = {"hidden_sizes": tuple(config["sizes"]["hidden_sizes"])}
     optimizer = learned_optimizer(config["optimizer"], sizes)
     task = task_table.make_task(FLAGS.task, FLAGS.data_dir, FLAGS.data_source)
@@ -216,7 +227,8 @@ def main(argv: list[str]) -> None:
 
     again = [a for a in sys.argv[1:] if a not in ("--resume", "--resume=true")]
     command = shlex.join(["python", "-m", "experiments.meta_train", *again, "--resume"])
-    print(f"writing to {FLAGS.workdir}")
+    if first:
+        print(f"writing to {FLAGS.workdir}", flush=True)
     with runs.progress_bar() as progress:
         runs.run(
             FLAGS.workdir,
@@ -232,7 +244,8 @@ def main(argv: list[str]) -> None:
             checkpoint_seconds=60 * FLAGS.checkpoint_minutes,
             progress=progress,
         )
-    print(f"selected: {runs.select(FLAGS.workdir, by=config['select'])}")
+    if first:
+        print(f"selected: {runs.select(FLAGS.workdir, by=config['select'])}")
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def meta_loss(
     transform: Callable[[PyTree], optax.GradientTransformation],
     task: Task,
     episode: Episode,
-    weights: jax.Array,
+    weights: jax.Array | np.ndarray,
     second_order: bool = False,
 ) -> tuple[jax.Array, Episode]:
     """Meta-loss of one segment, L(φ) = Σ_t w_t·f_t(θ_t).
@@ -226,7 +226,7 @@ def meta_gradient(
     transform: Callable[[PyTree], optax.GradientTransformation],
     task: Task,
     episode: Episode,
-    weights: jax.Array,
+    weights: jax.Array | np.ndarray,
     second_order: bool = False,
 ) -> tuple[tuple[jax.Array, Episode], PyTree]:
     """The meta-loss of one segment and its gradient; arguments as of `meta_loss`.

@@ -70,7 +70,7 @@ def check_same(what: str, tree: PyTree) -> None:
         return
     checksum = 0
     for leaf in jax.tree.leaves(tree):
-        checksum = zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8), checksum)
+        checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
     found = multihost_utils.process_allgather(np.uint32(checksum)).tolist()
     if len(set(found)) > 1:
         raise ValueError(

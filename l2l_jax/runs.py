@@ -278,9 +278,8 @@ def run(
                 )
                 if over or signum or (due and not log.bad):
                     log.sync()
-                    spare = (
-                        {_newest_checkpoint(directory, first_bad)} if log.bad else ()
-                    )
+                    good = _newest_checkpoint(directory, first_bad)
+                    spare = () if good is None or not log.bad else (good,)
                     checkpoint.save(directory, done, state, keep=spare)
                     due, saved_at = False, time.monotonic()
                 if signum:
@@ -454,7 +453,7 @@ def _describe(config: Mapping[str, Any], num_iterations: int) -> dict[str, Any]:
             "machine": platform.machine(),
             "backend": jax.default_backend(),
             "device_kind": jax.devices()[0].device_kind,
-            "x64": jax.config.jax_enable_x64,
+            "x64": jax.dtypes.canonicalize_dtype(float) == np.float64,
             **({"processes": jax.process_count()} if jax.process_count() > 1 else {}),
         },
         "started": datetime.datetime.now(datetime.UTC).isoformat(),

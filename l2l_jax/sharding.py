@@ -166,7 +166,8 @@ def partitioned(step: Step) -> Step:
             return (None,) * front + coordinates
 
         coordinates = tuple(f"coordinate{i}" for i in range(g.ndim))
-        operands, structure = jax.tree.flatten((shared, g, state))
+        operands = jax.tree.leaves((shared, g, state))
+        structure: Any = jax.tree.structure((shared, g, state))
         results = jax.tree.leaves((g, state))
         few = len(operands) - len(results)
         run = _divide(

@@ -115,7 +115,7 @@ def meta_trainer(
     """
     check_sizes("segment_length", (segment_length,))
     check_sizes("meta_batch", (meta_batch,))
-    weights = segment_weights(weights, segment_length)
+    of_steps = segment_weights(weights, segment_length)
     check_task(task)
 
     home = devices[0] if devices else None
@@ -150,10 +150,10 @@ def meta_trainer(
         def gradient(phi, episode):
             if blockwise:
                 return blockwise_meta_gradient(
-                    phi, optimizer.transform, here, episode, weights, block, parts > 1
+                    phi, optimizer.transform, here, episode, of_steps, block, parts > 1
                 )
             return meta_gradient(
-                phi, optimizer.transform, here, episode, weights, second_order
+                phi, optimizer.transform, here, episode, of_steps, second_order
             )
 
         if meta_batch > 1:
@@ -173,7 +173,8 @@ def meta_trainer(
             state, metrics = meta_step(outer, state, loss, slope)
             return state, episodes, _add_good(sums, metrics)
 
-        zeros = SegmentMetrics(*(jnp.zeros([]) for _ in range(3)), jnp.zeros([], int))
+        zero = jnp.zeros([])
+        zeros = SegmentMetrics(zero, zero, zero, jnp.zeros([], int))
         state, _, sums = jax.lax.fori_loop(
             0, num_segments, segment, (state, start(key), zeros)
         )
@@ -185,6 +186,7 @@ def meta_trainer(
             "skipped": sums.skipped,
         }
 
+    placement: Any = home
     if len(devices) > 1:
         # Neighbours, of one host if it has as many, divide the coordinates: they talk
         # at every step, the groups once a segment.
@@ -200,8 +202,6 @@ def meta_trainer(
             check_vma=False,
         )
         placement = jax.sharding.NamedSharding(mesh, everywhere)
-    else:
-        placement = home
 
     shared = any(device.process_index != jax.process_index() for device in devices)
     put = processes.replicate if shared else jax.device_put
@@ -286,9 +286,9 @@ def check_task(task: Task) -> None:
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches
     )
-    loss = jax.eval_shape(task.loss, params, task.data, instance, batch)
+    loss: Any = jax.eval_shape(task.loss, params, task.data, instance, batch)
     shape, dtype = getattr(loss, "shape", None), getattr(loss, "dtype", None)
-    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             "task.loss must return a real floating scalar, got"
             f" {dtype} of shape {shape}"

@@ -30,7 +30,7 @@ KERNEL_SINCE = (0, 9, 2)
 
 def check_network(
     params: Any,
-    kind: type,
+    kind: type[Any],
     state_dtype: str | None,
     precision: str,
     implementation: str,
@@ -308,4 +308,4 @@ def map_leaves(
 
     states = (tree for layer in lstm for tree in layer)
     updates, *values = map_unzip(one_leaf, updates, *moments, *states)
-    return updates, tuple(values[:split]), pairs(values[split:])
+    return updates, tuple(values[:split]), pairs(tuple(values[split:]))

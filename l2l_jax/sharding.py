@@ -100,12 +100,33 @@ def state_sharding(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
     )
 
 
+def zeros_beside(param: Any, leading: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Zeros of shape (*leading, *S), sharded like a parameter of shape S.
+
+    Args:
+      param: an array, or a `jax.ShapeDtypeStruct`.
+      leading: sizes of the axes in front.
+      dtype: of the zeros.
+    """
+    if isinstance(param, jax.ShapeDtypeStruct):
+        there = param.sharding and _in_front(param.sharding, len(leading))
+        return jnp.zeros((*leading, *param.shape), dtype, device=there)
+    return _zeros_beside(param, leading, dtype)
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def zeros_beside(param: jax.Array, leading: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Zeros of shape (*leading, *S), sharded like a parameter of shape S."""
+def _zeros_beside(param, leading, dtype):
     like = jax.lax.broadcast(param, leading)
     zeros = jnp.zeros_like(like, dtype)
     return zeros if _is_one_part() else shard_alike(like, zeros)[1]
+
+
+def _in_front(sharding: Any, leading: int) -> Any:
+    """The sharding of an array with so many axes more, whole, in front."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    spec = PartitionSpec(*(None,) * leading, *sharding.spec)
+    return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
 
 
 def _is_one_part() -> bool:
@@ -170,7 +191,7 @@ def partitioned(step: Step) -> Step:
         structure: Any = jax.tree.structure((shared, g, state))
         results = jax.tree.leaves((g, state))
         few = len(operands) - len(results)
-        run = _divide(
+        run = _by_parts(
             lambda *leaves: tuple(jax.tree.leaves(step(*structure.unflatten(leaves)))),
             [names(x, () if i < few else coordinates) for i, x in enumerate(operands)],
             [names(x, coordinates) for x in results],
@@ -180,7 +201,7 @@ def partitioned(step: Step) -> Step:
     return choose
 
 
-def _divide(
+def _by_parts(
     f: Callable[..., tuple], operands: list[Names], results: list[Names]
 ) -> Callable[..., tuple]:
     """A function of arrays that devices call for their parts along the named axes.
@@ -211,7 +232,7 @@ def _divide(
         del size  # a device may have fewer
         member = f"member{len(results[-1])}"
         in_axes = tuple(0 if b else None for b in batched)
-        mapped = _divide(
+        mapped = _by_parts(
             jax.vmap(f, in_axes),
             [
                 (member, *names) if b else names

@@ -46,9 +46,13 @@ def make(rule="rnnprop", **options):
     return TRANSFORMS[rule](PHI[rule], **options)
 
 
-def gradients(seed, shape=LARGE):
-    keys = jax.random.split(jax.random.key(seed))
-    return {"w": jax.random.normal(keys[0], shape), "b": jax.random.normal(keys[1], 8)}
+def numbers(*shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return tuple(np.float32(rng.normal(size=shape)) for shape in shapes)
+
+
+def gradients(seed):
+    return dict(zip("wb", numbers(LARGE, SMALL, seed=seed), strict=True))
 
 
 def assert_close(found, expected, rtol=1e-5, atol=1e-6):
@@ -70,6 +74,17 @@ def exchanges(compiled):
     return set(re.findall(EXCHANGES, compiled.as_text()))
 
 
+@functools.cache
+def two_steps(rule):
+    """Updates and state of the plain optimizer on one device."""
+    tx = make(rule, implementation="plain")
+
+    def run(first, second):
+        return tx.update(second, tx.update(first, tx.init(first))[1])
+
+    return jax.jit(run)(gradients(1), gradients(2))
+
+
 CASES = [
     ("rnnprop", "auto", (AUTO, AUTO), P(), P()),
     ("rnnprop", "auto", (AUTO, AUTO), P("x"), P("y")),
@@ -86,26 +101,28 @@ CASES = [
 
 @pytest.mark.parametrize(("rule", "implementation", "types", "w", "b"), CASES)
 def test_steps_are_the_unsharded_ones(rule, implementation, types, w, b):
-    tx, plain = (
-        make(rule, implementation=implementation),
-        make(rule, implementation="plain"),
-    )
-    mesh = make_mesh(*types)
+    tx, mesh = make(rule, implementation=implementation), make_mesh(*types)
     placed = {"w": NamedSharding(mesh, w), "b": NamedSharding(mesh, b)}
-    theta = jax.device_put(gradients(0), placed)
-    expected_at = state_sharding(tx, theta)
-    assert_at(tx.init(theta).lstm, expected_at.lstm)
-    init = jax.jit(tx.init).lower(theta).compile()
-    assert not exchanges(init)
-    state, expected = init(theta), plain.init(gradients(0))
+    first, second = (jax.device_put(gradients(seed), placed) for seed in (1, 2))
+    expected_at = state_sharding(tx, first)
+    init = jax.jit(tx.init).lower(first).compile()
+    state = init(first)
     assert_at(state, expected_at)
-    update = jax.jit(tx.update, donate_argnums=1).lower(theta, state).compile()
-    assert not exchanges(update)
-    for seed in (1, 2):
-        updates, state = update(jax.device_put(gradients(seed), placed), state)
-        expected_updates, expected = plain.update(gradients(seed), expected)
-    assert_close((updates, state), (expected_updates, expected))
+    update = jax.jit(tx.update, donate_argnums=1).lower(first, state).compile()
+    assert not exchanges(init) | exchanges(update)
+    updates, state = update(second, update(first, state)[1])
+    assert_close((updates, state), two_steps(rule))
     assert_at((updates, state), (placed, expected_at))
+
+
+@pytest.mark.parametrize("types", [(AUTO, AUTO), (EXPLICIT, EXPLICIT)])
+def test_without_jit(types):
+    tx, mesh = make("dm"), make_mesh(*types)
+    placed = {"w": NamedSharding(mesh, P("x", "y")), "b": NamedSharding(mesh, P("x"))}
+    first, second = (jax.device_put(gradients(seed), placed) for seed in (1, 2))
+    updates, state = tx.update(second, tx.update(first, tx.init(first))[1])
+    assert_close((updates, state), two_steps("dm"))
+    assert_at((updates, state), (placed, state_sharding(tx, first)))
 
 
 @pytest.mark.parametrize("types", [(AUTO, AUTO), (EXPLICIT, EXPLICIT)])
@@ -116,7 +133,7 @@ def test_derivatives(types, x64):
         return jnp.sum(jnp.sin(updates)) + jnp.sum(state.lstm[0].h)
 
     slope = jax.jit(jax.grad(objective, (0, 1)))
-    phi, g = jax.tree.map(jnp.float64, (PHI["dm"], gradients(1)["w"]))
+    phi, g = jax.tree.map(np.float64, (PHI["dm"], gradients(1)["w"]))
     mesh = make_mesh(*types)
     with jax.set_mesh(mesh):
         found = slope(phi, jax.device_put(g, NamedSharding(mesh, P("x", "y"))))
@@ -132,9 +149,8 @@ def step(shared, g, state):
 
 
 def arrays(shape):
-    keys = jax.random.split(jax.random.key(0), 3)
-    g, m = (jax.random.normal(key, shape) for key in keys[:2])
-    return jnp.float32(0.9), g, (jax.random.normal(keys[2], (3, *shape)), m)
+    g, m, h = numbers(shape, shape, (3, *shape))
+    return np.float32(0.9), g, (h, m)
 
 
 def twice(step):
@@ -146,8 +162,8 @@ def twice(step):
 def test_members_of_a_vmap(spec, over):
     """The members, or their coordinates, lie on different devices."""
     mesh = make_mesh(AUTO, AUTO)
-    args = jax.tree.map(lambda *x: jnp.stack(x), *[arrays((8, 24))] * 8)
-    shared, g, (h, m) = args[0] + jnp.arange(8.0), *args[1:]
+    shared = np.linspace(0.5, 1, 8, dtype=np.float32)
+    g, m, h = numbers((8, 8, 24), (8, 8, 24), (8, 3, 8, 24))
     behind = P(spec[0], None, *spec[1:])
     there = (
         shared,
@@ -158,14 +174,14 @@ def test_members_of_a_vmap(spec, over):
     )
     compiled = jax.jit(over(in_chunks(step, 4, 4))).lower(*there).compile()
     assert not exchanges(compiled)
-    assert_close(compiled(*there), over(step)(shared, g, (h, m)))
+    assert_close(compiled(*there), jax.jit(over(step))(shared, g, (h, m)))
 
 
 def test_arrays_that_do_not_lie_together():
     """The result is right, though something must then be moved."""
     mesh = make_mesh(AUTO, AUTO)
     shared, g, (h, m) = arrays((16, 24))
-    expected = step(shared, g, (h, m))
+    expected = jax.jit(step)(shared, g, (h, m))
     for specs in (P("x"), P(None, "x"), P("x", "y")), (P(), P(None, "y", "x"), P("x")):
         there = jax.device_put((g, h, m), tuple(NamedSharding(mesh, s) for s in specs))
         found = jax.jit(in_chunks(step, 4, 4))(shared, there[0], there[1:])
@@ -175,7 +191,7 @@ def test_arrays_that_do_not_lie_together():
 @pytest.mark.parametrize("axes", [{"x"}, {"x", "y"}])
 def test_within_shard_map(axes):
     """There a device has its part already; of some axes or of all."""
-    mesh, tx = make_mesh(AUTO, AUTO), make("dm")
+    mesh, tx = make_mesh(AUTO, AUTO), make()
     g = gradients(0)["w"]
 
     def run(g):
@@ -185,7 +201,8 @@ def test_within_shard_map(axes):
     sharded = jax.shard_map(
         run, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=axes
     )
-    assert_close(jax.jit(sharded)(g), run(g))
+    there = jax.device_put(g, NamedSharding(mesh, P("x", "y")))
+    assert_close(jax.jit(sharded)(there), jax.jit(run)(g))
 
 
 def test_without_shardy():
@@ -197,7 +214,7 @@ def test_without_shardy():
     before = jax.config.jax_use_shardy_partitioner
     jax.config.update("jax_use_shardy_partitioner", False)
     try:
-        assert_close(run(shared, there, state), step(shared, g, state))
+        assert_close(run(shared, there, state), jax.jit(step)(shared, g, state))
     finally:
         jax.config.update("jax_use_shardy_partitioner", before)
 
@@ -251,6 +268,15 @@ def test_state_sharding(wrapper):
         assert sharding.spec == beside.get(x.shape, P())
         found.add(x.shape)
     assert found & beside.keys()
+
+
+def test_state_of_parameters_that_are_only_described():
+    tx, there = make(), NamedSharding(make_mesh(AUTO, AUTO), P("x", "y"))
+    struct = jax.ShapeDtypeStruct(LARGE, jnp.float32, sharding=there)
+    state, expected_at = tx.init(struct), state_sharding(tx, struct)
+    assert_at((state.m, state.lstm), (expected_at.m, expected_at.lstm))
+    state = tx.init(jax.ShapeDtypeStruct(LARGE, jnp.float32))
+    assert state.lstm[0].h.shape == (3, *LARGE)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import unittest
 import handset
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from handset import adam, sgd
@@ -37,6 +38,10 @@ def rows(rule, **columns):
 def upwards(rule):
     """Like `scale_by_adam`, which does not turn the sign."""
     return optax.chain(adam(rule, 1.0), optax.scale(-1.0))
+
+
+def clipped_descent(step_size):
+    return optax.chain(optax.scale(np.e), optax.clip(1.0), optax.scale(-step_size))
 
 
 def suites(rule):
@@ -117,6 +122,25 @@ def suites(rule):
 for _rule in TRANSFORMS:
     for _suite in suites(_rule):
         globals().update(load(_suite, _rule))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "rtol"),
+    [
+        (adam("rnnprop", 0.1), optax.adam(0.1, b1=0.95, b2=0.95), 1e-5),
+        (adam("dm", 0.1), clipped_descent(0.1), 1e-6),
+        (sgd("rnnprop", 1.0), optax.sgd(1.0), 0),
+        (sgd("dm", 1.0), optax.sgd(1.0), 0),
+    ],
+    ids=["adam", "clipped", "sgd by rnnprop", "sgd by dm"],
+)
+def test_what_the_weights_set_by_hand_are(ours, theirs, rtol):
+    g = jnp.array([1.0, -0.3, 0.02, 0.5])
+    states = [tx.init(g) for tx in (ours, theirs)]
+    for t in range(1, 4):
+        found, states[0] = jax.jit(ours.update)(g / t, states[0])
+        expected, states[1] = theirs.update(g / t, states[1])
+        np.testing.assert_allclose(found, expected, rtol)
 
 
 @pytest.mark.parametrize("rule", TRANSFORMS)

@@ -203,7 +203,12 @@ def _execute(body, path, module):
 
 def _change(classes, test, change):
     """Puts the change of a test in its place, in all its variants."""
-    members = [(cls, k) for cls in classes for k in dir(cls) if k.startswith(test)]
+    members = [
+        (cls, key)
+        for cls in classes
+        for key in dir(cls)
+        if key.startswith(test) and getattr(cls, key)  # None if taken out
+    ]
     assert members, f"optax {optax.__version__} has no test {test}"
     for cls, key in members:
         setattr(cls, key, change(getattr(cls, key)))

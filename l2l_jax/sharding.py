@@ -61,8 +61,8 @@ def state_sharding(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
       >>> learned = l2l_jax.load_pretrained("rnnprop")
       >>> tx = l2l_jax.rnnprop_transform(learned.params)
       >>> placed = l2l_jax.state_sharding(tx, theta)
-      >>> placed.count.spec, placed.m.spec, placed.lstm[0].h.spec
-      (P(), P('fsdp',), P(None, 'fsdp'))
+      >>> [tuple(x.spec) for x in (placed.count, placed.m, placed.lstm[0].h)]
+      [(), ('fsdp',), (None, 'fsdp')]
       >>> state = jax.jit(tx.init, out_shardings=placed)(theta)
       >>> _, state = jax.jit(tx.update, donate_argnums=1)(theta, state)
     """

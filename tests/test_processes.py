@@ -103,8 +103,8 @@ def test_two_processes_train_like_two_devices(start, start_two, tmp_path):
     (code, out, err), (other_code, other_out, other_err), last = map(end, [*two, one])
     assert (code, other_code, last[0]) == (0, 0, 0), err + other_err + last[2]
     assert "selected: " in out
-    assert other_out.startswith("[Gloo]")  # it prints nothing itself
-    assert len(other_out.splitlines()) == 1
+    # It prints nothing itself; newer releases of jaxlib do.
+    assert all(line.startswith("[Gloo]") for line in other_out.splitlines())
     expected, found = (runs.read_log(tmp_path / name) for name in ("one", "two"))
     assert found["iteration"].tolist() == list(range(5))
     np.testing.assert_allclose(found["train_loss"], expected["train_loss"], rtol=1e-5)

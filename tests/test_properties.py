@@ -1,5 +1,6 @@
 """What holds for all trees, shapes, dtypes and masks: examples drawn by hypothesis."""
 
+import contextlib
 import math
 import typing
 
@@ -24,6 +25,16 @@ TX = {rule: TRANSFORMS[rule](phi) for rule, phi in PHI.items()}
 UPDATE = {rule: jax.jit(tx.update) for rule, tx in TX.items()}
 RULES = pytest.mark.parametrize("rule", list(TX))
 SIZE, STEPS = 12, 3
+
+
+@contextlib.contextmanager
+def float64():
+    """A fixture would be shared by all examples of a property."""
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 def examples(number):
@@ -65,7 +76,7 @@ def test_structure_is_preserved(rule, tree, options, data):
     leaves, structure = jax.tree.flatten(tree)
     mask = structure.unflatten([data.draw(st.booleans()) for _ in leaves])
     plain = TRANSFORMS[rule](PHI[rule], **options)
-    with jax.enable_x64(True):
+    with float64():
         for tx in (plain, optax.masked(plain, mask)):
             state = jax.eval_shape(tx.init, tree)
             assert jax.eval_shape(tx.update, tree, state) == (tree, state)

@@ -237,14 +237,36 @@ def test_errors_of_users_are_one_line(name, flags, text):
     assert "Traceback" not in message
 
 
-def test_benchmarks_run(tmp_path):
-    """Their numbers are for people; here only that they are there."""
-    out = tmp_path / "bench.json"
-    binary("bench_step", "--sizes=4000", "--repeats=1", f"--out={out}")
-    rows = json.loads(out.read_text())["sizes"]["4000"]
+def measured(out, name, *flags):
+    """Benchmarks' numbers are for people; here only that they are there."""
+    binary(name, *flags, f"--out={out / 'bench.json'}")
+    return json.loads((out / "bench.json").read_text())
+
+
+def test_bench_step(tmp_path):
+    result = measured(tmp_path, "bench_step", "--sizes=4000", "--repeats=1")
+    rows = result["sizes"]["4000"]
     assert rows["adam"]["state_bytes_per_parameter"] == 8
     assert rows["rnnprop 2x20"]["state_bytes_per_parameter"] == 328
     assert all(r["ratio_to_floor"] > 0 for name, r in rows.items() if name != "adam")
+
+
+def test_bench_meta_training(tmp_path):
     flags = ["--hidden_sizes=2", "--input_size=2", "--repeats=1", "--num_devices=2"]
-    binary("bench_meta_training", *flags, f"--out={out}")
-    assert json.loads(out.read_text())["ratio_to_floor"] > 0
+    assert measured(tmp_path, "bench_meta_training", *flags)["ratio_to_floor"] > 0
+
+
+def test_bench_memory(tmp_path):
+    result = measured(tmp_path, "bench_memory", "--sizes=8000", "--largest=0")
+    rows = result["sizes"]["8000"]
+    assert len(rows) == 3
+    for row in rows.values():
+        assert row["state_and_gradient_bytes"] == 8000 * (328 + 4) + 4
+        assert not row["exchanges"]
+
+
+def test_bench_state_dtype(tmp_path):
+    flags = ["--task=quadratic", "--num_steps=3", "--num_runs=1", "--names=rnnprop"]
+    rows = measured(tmp_path, "bench_state_dtype", *flags)["rows"]
+    assert [row["bytes a parameter"] for row in rows] == [328, 168, 328]
+    assert rows[0]["distance"] == 0 < rows[1]["distance"]

@@ -44,6 +44,21 @@ class _ListTasks(flags.BooleanFlag):
 def define_task(default: str, text: str) -> None:
     """Defines --task and --list_tasks."""
     flags.DEFINE_enum("task", default, task_table.TASKS, text)
+    _define_list_tasks()
+
+
+def define_tasks(text: str) -> None:
+    """Defines --task, one or several joined by commas, and --list_tasks."""
+    flags.DEFINE_list("task", None, text)
+    flags.register_validator(
+        "task",
+        lambda names: set(names or ()) <= set(task_table.TASKS),
+        f"known are {', '.join(task_table.TASKS)}",
+    )
+    _define_list_tasks()
+
+
+def _define_list_tasks() -> None:
     flags.DEFINE_flag(
         _ListTasks("list_tasks", False, "Print the names for --task and stop.")
     )

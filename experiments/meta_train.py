@@ -13,10 +13,12 @@ the others (TPU pods, SLURM), else with --coordinator_address, --num_processes a
 --process_id; process 0 keeps the run. Each reads the data from its own --data_dir.
 """
 
+import math
 import shlex
 import sys
 
 import jax
+import numpy as np
 import optax
 from absl import flags
 
@@ -34,60 +36,96 @@ from l2l_jax import (
     save,
 )
 
-# What the papers' two trainings differ in, where a flag leaves it open.
+# By kind of optimizer, what flags left open stand for: the papers' two trainings, and
+# that of Longrun.
+_PAPERS = {
+    "task": ["mnist_mlp"],
+    "hidden_sizes": ["20", "20"],
+    "num_steps": 100,
+    "segment_length": 20,
+    "meta_learning_rate": 1e-4,
+}
 DEFAULTS = {
     "rnnprop": {
+        **_PAPERS,
         "loss_weights": "last",
         "scaling": 3.0,
         "convex": True,
-        "by": "training",
+        "select": "training",
     },
-    "dm": {"loss_weights": "mean", "scaling": 0.0, "convex": False, "by": "validation"},
+    "dm": {
+        **_PAPERS,
+        "loss_weights": "mean",
+        "scaling": 0.0,
+        "convex": False,
+        "select": "validation",
+    },
+    "longrun": {
+        "task": ["mnist_mlp", "mnist_mlp_relu", "digits_mlp_tanh", "digits_mlp_depth3"],
+        "hidden_sizes": ["7"],
+        "num_steps": 1000,
+        "min_steps": 100,
+        "segment_length": 50,
+        "loss_weights": "half",
+        "log_loss": True,
+        "scaling": 0.0,
+        "convex": False,
+        "meta_learning_rate": 1e-3,
+        "meta_clip": 1.0,
+        "select": "validation",
+    },
 }
 
 FLAGS = flags.FLAGS
-common.define_task("mnist_mlp", "What the optimizer learns on.")
+common.define_tasks("What the optimizer learns on; of several, one an iteration.")
 flags.DEFINE_string("workdir", None, "Directory of the run; made, never overwritten.")
 flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 flags.DEFINE_enum(
     "optimizer", "rnnprop", sorted(DEFAULTS), "Which kind of optimizer to learn."
 )
-flags.DEFINE_list("hidden_sizes", ["20", "20"], "Hidden units of each LSTM layer.")
+flags.DEFINE_list("hidden_sizes", None, "Hidden units of each LSTM layer.")
 flags.DEFINE_integer("num_iterations", 1000, "Episodes to train on.", lower_bound=1)
 flags.DEFINE_integer(
-    "num_steps", 100, "Steps of the optimizee in an episode.", lower_bound=1
+    "num_steps", None, "Steps of the optimizee in an episode, at most.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "min_steps",
+    None,
+    "Least steps of an episode: their number's logarithm is uniform between the two.",
+    lower_bound=1,
 )
 flags.DEFINE_integer(
     "segment_length",
-    20,
+    None,
     "Steps between two updates of the optimizer's weights; divides --num_steps.",
     lower_bound=1,
 )
 flags.DEFINE_string(
     "loss_weights",
     None,
-    "Weights of the losses of a segment in the meta-loss: 'last', 'mean' or"
-    " --segment_length numbers joined by commas. Default: 'last' for rnnprop, 'mean'"
-    " for dm.",
+    "Weights of the losses of a segment in the meta-loss: 'last', 'mean', 'half' or"
+    " --segment_length numbers joined by commas.",
 )
+flags.DEFINE_bool("log_loss", None, "Take the meta-loss's logarithm.")
 flags.DEFINE_float(
     "scaling",
     None,
-    "Bound L of Random Scaling of the task, factors exp(U[-L, L]); 0: none. Default: 3"
-    " for rnnprop, 0 for dm.",
+    "Bound L of Random Scaling of the task, factors exp(U[-L, L]); 0: none.",
     lower_bound=0,
 )
 flags.DEFINE_bool(
     "convex",
     None,
-    "Combine the task with a random convex function of 20 coordinates. Default: true"
-    " for rnnprop, false for dm.",
+    "Combine the task with a random convex function of 20 coordinates.",
 )
 flags.DEFINE_float(
     "convex_scaling", 1.0, "Bound of Random Scaling of the convex part.", lower_bound=0
 )
 flags.DEFINE_float(
-    "meta_learning_rate", 1e-4, "Rate of Adam, the outer optimizer.", lower_bound=0
+    "meta_learning_rate", None, "Rate of Adam, the outer optimizer.", lower_bound=0
+)
+flags.DEFINE_float(
+    "meta_clip", None, "Clip the meta-gradient to this norm.", lower_bound=0
 )
 flags.DEFINE_integer(
     "meta_batch",
@@ -116,8 +154,8 @@ flags.DEFINE_enum(
     None,
     ["training", "validation"],
     "Which saved weights to take: lowest moving average of the training loss, or lowest"
-    " final loss of 10 runs on the validation split of the task. Default: training for"
-    " rnnprop, validation for dm.",
+    " final loss of 10 runs on the validation split of the task, or its logarithm's"
+    " mean if there are several.",
 )
 flags.mark_flag_as_required("workdir")
 
@@ -125,38 +163,47 @@ flags.mark_flag_as_required("workdir")
 def configuration(num_devices: int) -> dict:
     """All that decides the run, from the flags and the devices in all processes."""
     default = DEFAULTS[FLAGS.optimizer]
-    weights = FLAGS.loss_weights or default["loss_weights"]
-    if weights not in ("last", "mean"):
-        weights = [float(w) for w in weights.split(",")]
-    if FLAGS.num_steps % FLAGS.segment_length:
-        raise ValueError(
-            f"--segment_length must divide --num_steps={FLAGS.num_steps}, got"
-            f" {FLAGS.segment_length}"
-        )
 
-    def given(name: str, key: str):
+    def given(name: str):
         value = getattr(FLAGS, name)
-        return default[key] if value is None else value
+        return default.get(name) if value is None else value
 
-    return {
+    weights = given("loss_weights")
+    if weights not in ("last", "mean", "half"):
+        weights = [float(w) for w in weights.split(",")]
+    length, steps = given("segment_length"), given("num_steps")
+    for name in ("num_steps", "min_steps"):
+        if (given(name) or steps) % length:
+            raise ValueError(
+                f"--segment_length must divide --{name}={given(name)}, got {length}"
+            )
+    if (given("min_steps") or steps) > steps:
+        raise ValueError(
+            f"--min_steps must be at most --num_steps={steps}, got {given('min_steps')}"
+        )
+    config = {
         "optimizer": FLAGS.optimizer,
-        "sizes": {"hidden_sizes": [int(size) for size in FLAGS.hidden_sizes]},
-        "task": FLAGS.task,
+        "sizes": {"hidden_sizes": [int(size) for size in given("hidden_sizes")]},
+        "task": ",".join(given("task")),
         "data_source": FLAGS.data_source,
-        "scaling": given("scaling", "scaling"),
-        "convex": given("convex", "convex"),
+        "scaling": given("scaling"),
+        "convex": given("convex"),
         "convex_scaling": FLAGS.convex_scaling,
-        "num_steps": FLAGS.num_steps,
-        "segment_length": FLAGS.segment_length,
+        "num_steps": steps,
+        "min_steps": given("min_steps"),
+        "segment_length": length,
         "loss_weights": weights,
-        "meta_learning_rate": FLAGS.meta_learning_rate,
+        "log_loss": given("log_loss") or None,
+        "meta_learning_rate": given("meta_learning_rate"),
+        "meta_clip": given("meta_clip"),
         "meta_batch": FLAGS.meta_batch,
         "second_order": FLAGS.second_order,
         "num_devices": num_devices,
         "seed": FLAGS.seed,
         "export_every": FLAGS.export_every,
-        "select": given("select", "by"),
+        "select": given("select"),
     }
+    return {name: value for name, value in config.items() if value is not None}
 
 
 def training_task(task: Task, config: dict) -> Task:
@@ -169,6 +216,27 @@ def training_task(task: Task, config: dict) -> Task:
     return task
 
 
+def number_of_segments(config: dict, iteration: int) -> int:
+    """Of the episode of an iteration; its logarithm is uniform between the bounds."""
+    most = config["num_steps"] // config["segment_length"]
+    least = config.get("min_steps", config["num_steps"]) // config["segment_length"]
+    drawn = np.random.default_rng([config["seed"], iteration]).uniform()
+    return round(least * (most / least) ** drawn)
+
+
+def validation_tasks(names: list[str]) -> list[Task]:
+    """The tasks on the validation split of their data, as far as there is one."""
+    return [
+        task_table.make_task(
+            name,
+            FLAGS.data_dir,
+            FLAGS.data_source,
+            "validation" if name.startswith("mnist") else "train",
+        )
+        for name in names
+    ]
+
+
 def main(argv: list[str]) -> None:
     """Runs or resumes the training that the flags describe."""
     del argv
@@ -178,25 +246,33 @@ def main(argv: list[str]) -> None:
     first = jax.process_index() == 0
     sizes = {"hidden_sizes": tuple(config["sizes"]["hidden_sizes"])}
     optimizer = learned_optimizer(config["optimizer"], sizes)
-    task = task_table.make_task(FLAGS.task, FLAGS.data_dir, FLAGS.data_source)
-    trainer = meta_trainer(
-        training_task(task, config),
-        optimizer,
-        optax.adam(config["meta_learning_rate"]),
-        segment_length=config["segment_length"],
-        weights=config["loss_weights"],
-        meta_batch=config["meta_batch"],
-        second_order=config["second_order"],
-        devices=devices,
-    )
+    outer = optax.adam(config["meta_learning_rate"])
+    if "meta_clip" in config:
+        outer = optax.chain(optax.clip_by_global_norm(config["meta_clip"]), outer)
+    trainers = [
+        meta_trainer(
+            training_task(
+                task_table.make_task(name, FLAGS.data_dir, FLAGS.data_source), config
+            ),
+            optimizer,
+            outer,
+            segment_length=config["segment_length"],
+            weights=config["loss_weights"],
+            log_loss=config.get("log_loss", False),
+            meta_batch=config["meta_batch"],
+            second_order=config["second_order"],
+            devices=devices,
+        )
+        for name in config["task"].split(",")
+    ]
     init_key, episode_key, validation_key = jax.random.split(
         jax.random.key(config["seed"]), 3
     )
-    num_segments = config["num_steps"] // config["segment_length"]
 
     def step(state, iteration):
         key = jax.random.fold_in(episode_key, iteration)
-        return trainer.iterate(state, key, num_segments)
+        trainer = trainers[iteration % len(trainers)]
+        return trainer.iterate(state, key, number_of_segments(config, iteration))
 
     def export(state, path, iteration):
         training = {**config, "iterations": iteration}
@@ -204,26 +280,23 @@ def main(argv: list[str]) -> None:
 
     on_export = None
     if config["select"] == "validation":
-        has_split = FLAGS.task.startswith("mnist")
-        validation = evaluator(
-            task_table.make_task(
-                FLAGS.task,
-                FLAGS.data_dir,
-                FLAGS.data_source,
-                "validation" if has_split else "train",
-            ),
-            optimizer.transform,
-        )
+        evaluators = [
+            evaluator(task, optimizer.transform)
+            for task in validation_tasks(config["task"].split(","))
+        ]
 
         def on_export(state, path, iteration):
             del path
-            result = validation.evaluate(
-                state.phi, validation_key, config["num_steps"], 10
-            )
-            mean = result.summary()["mean"]
-            runs.record_validation(
-                FLAGS.workdir, iteration, float("inf") if mean is None else mean
-            )
+            losses = [
+                one.evaluate(
+                    state.phi, validation_key, config["num_steps"], 10
+                ).summary()["mean"]
+                for one in evaluators
+            ]
+            score = math.inf if None in losses else losses[0]
+            if len(losses) > 1 and score < math.inf:
+                score = float(np.mean(np.log(losses)))
+            runs.record_validation(FLAGS.workdir, iteration, score)
 
     again = [a for a in sys.argv[1:] if a not in ("--resume", "--resume=true")]
     command = shlex.join(["python", "-m", "experiments.meta_train", *again, "--resume"])
@@ -234,7 +307,7 @@ def main(argv: list[str]) -> None:
             FLAGS.workdir,
             config,
             step,
-            trainer.init(init_key),
+            trainers[0].init(init_key),
             FLAGS.num_iterations,
             resume=FLAGS.resume,
             how_to_resume=command,

@@ -27,6 +27,12 @@ from l2l_jax.optimizers.learned import (
     load_pretrained,
     save,
 )
+from l2l_jax.optimizers.longrun import (
+    LongrunParams,
+    LongrunState,
+    longrun_init,
+    longrun_transform,
+)
 from l2l_jax.optimizers.rnnprop import (
     RNNpropParams,
     RNNpropState,
@@ -49,6 +55,8 @@ __all__ = [
     "Evaluator",
     "Learned",
     "LearnedOptimizer",
+    "LongrunParams",
+    "LongrunState",
     "MetaState",
     "MetaTrainer",
     "RNNpropParams",
@@ -63,6 +71,8 @@ __all__ = [
     "learned_optimizer",
     "load",
     "load_pretrained",
+    "longrun_init",
+    "longrun_transform",
     "meta_gradient",
     "meta_loss",
     "meta_step",

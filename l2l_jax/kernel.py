@@ -89,7 +89,7 @@ def kernel_step(
         (a, b), moments = see(scalars, g, moments)
         x               = [a, b], or ELU(input(a, b)) where the weights have `input`
         x_out, cells    = LSTM(x, cells)
-        update          = move(scalars, x_out)
+        update          = move(scalars, x_out, (a, b))
 
     Moments and cells are updated in place where their buffers are donated, or carried
     by a loop; where the old ones are still wanted, XLA copies them first.
@@ -131,7 +131,7 @@ def _reference(how, weights, scalars, g, moments, cells):
         weights.lstm, weights.output, states, x, how.precision, fused_cell
     )
     states = jax.tree.map(lambda new, old: new.astype(old.dtype), states, cells)
-    return how.move(scalars, x_out).astype(g.dtype), moments, states
+    return how.move(scalars, x_out, inputs).astype(g.dtype), moments, states
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -299,7 +299,7 @@ def _kernel(how, weights, scalars, g, moments, cells, update, new_moments, new_c
     for tile, h in x:
         column_ = _read(weights.output.kernel, tile.start + tile.rows(), tile.exists())
         x_out = x_out + jnp.sum(column_[:, None] * h, axis=0)
-    _write(update, column, exists, how.move(scalars, x_out))
+    _write(update, column, exists, how.move(scalars, x_out, pair))
     # Not sooner: see `_wait`.
     for ref, value in zip(new_moments, seen, strict=True):
         _write(ref, column, exists, value)

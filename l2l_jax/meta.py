@@ -165,7 +165,7 @@ def segment_weights(weights: str | Sequence[float], length: int) -> np.ndarray:
 
     Args:
       weights: "last" (w_T = 1, all others 0: RNNprop), "mean" (w_t = 1/T: DMoptimizer),
-        or the numbers themselves.
+        "half" (the mean of the last T/2, rounded up), or the numbers themselves.
       length: T, steps of a segment.
 
     Returns:
@@ -183,13 +183,16 @@ def segment_weights(weights: str | Sequence[float], length: int) -> np.ndarray:
             return np.eye(length)[-1]
         if weights == "mean":
             return np.full(length, 1 / length)
+        if weights == "half":
+            second = np.arange(length) >= length // 2
+            return second / second.sum()
     else:
         array = np.asarray(weights, float)
         if array.shape == (length,) and np.isfinite(array).all() and array.any():
             return array
     raise ValueError(
-        f"weights must be 'last', 'mean' or {length} finite numbers, not all 0, got"
-        f" {weights!r}"
+        f"weights must be 'last', 'mean', 'half' or {length} finite numbers, not all 0,"
+        f" got {weights!r}"
     )
 
 

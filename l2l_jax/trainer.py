@@ -59,6 +59,7 @@ def meta_trainer(
     *,
     segment_length: int = 20,
     weights: str | Sequence[float] = "last",
+    log_loss: bool = False,
     meta_batch: int = 1,
     second_order: bool = False,
     devices: Sequence[jax.Device] | None = None,
@@ -72,6 +73,9 @@ def meta_trainer(
       outer: any optax transformation; both papers: Adam with rate 1e-4.
       segment_length: T, steps between two updates of φ.
       weights: of the losses of a segment, as in `segment_weights`.
+      log_loss: whether the meta-loss is log L, so that a segment late in an episode,
+        where losses are small, counts as much as an early one. L must be positive; a
+        segment where it is not is skipped.
       meta_batch: number of episodes at once, their meta-losses averaged.
       second_order: whether second derivatives of the optimizee are kept.
       devices: among which the work is divided; default: the first one. D devices are
@@ -156,6 +160,9 @@ def meta_trainer(
                 phi, optimizer.transform, here, episode, of_steps, second_order
             )
 
+        if log_loss:
+            gradient = _of_logarithm(gradient)
+
         if meta_batch > 1:
             key = jax.random.split(key, meta_batch)
         if groups > 1:
@@ -231,6 +238,16 @@ def _options(device: jax.Device) -> dict[str, str] | None:
     except jax.errors.JaxRuntimeError:
         return None
     return options
+
+
+def _of_logarithm(gradient: Callable) -> Callable:
+    """`gradient(φ, episode)` of log L instead of L."""
+
+    def log_gradient(phi, episode):
+        (loss, after), slope = gradient(phi, episode)
+        return (jnp.log(loss), after), jax.tree.map(lambda x: x / loss, slope)
+
+    return log_gradient
 
 
 def _mean_over_episodes(gradient: Callable) -> Callable:

@@ -4,14 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax import dm_init, rnnprop_init
+from l2l_jax import dm_init, longrun_init, rnnprop_init
 
 
 def shapes_of(kind, hidden_sizes, input_size=20):
     """φ as shapes; `input_size` is that of RNNprop's layer in front."""
-    arguments = (hidden_sizes,) if kind == "dm" else (hidden_sizes, input_size)
-    init = {"dm": dm_init, "rnnprop": rnnprop_init}[kind]
-    return jax.eval_shape(lambda key: init(key, *arguments), jax.random.key(0))
+    front = (input_size,) if kind == "rnnprop" else ()
+    init = {"dm": dm_init, "longrun": longrun_init, "rnnprop": rnnprop_init}[kind]
+    return jax.eval_shape(
+        lambda key: init(key, hidden_sizes, *front), jax.random.key(0)
+    )
 
 
 def random_weights(kind, hidden_sizes, input_size=20, seed=0):

@@ -35,6 +35,7 @@ TASK = Task(
 SIZES = {
     "rnnprop": {"hidden_sizes": (3, 4), "input_size": 5},
     "dm": {"hidden_sizes": (3,)},
+    "longrun": {"hidden_sizes": (3,)},
 }
 WEIGHTS = np.array([0.5, 0.0, -1.0, 2.0])
 
@@ -50,7 +51,8 @@ def largest_error(found, expected):
 def check_blocks(kind, blocks, dtype, tolerance):
     """Two segments, the second from states that are not zero: blocks against plain."""
     task, optimizer = on_vector(TASK), learned_optimizer(kind, SIZES[kind])
-    phi = jax.tree.map(dtype, optimizer.init(jax.random.key(0)))
+    # Longrun starts with zeros, through which nothing flows.
+    phi = jax.tree.map(lambda x: dtype(x) + 0.05, optimizer.init(jax.random.key(0)))
 
     @jax.jit
     def reference(episode):
@@ -73,7 +75,9 @@ def check_blocks(kind, blocks, dtype, tolerance):
         episode = after
 
 
-@pytest.mark.parametrize(("kind", "blocks"), [("rnnprop", (5, 100)), ("dm", (1,))])
+@pytest.mark.parametrize(
+    ("kind", "blocks"), [("rnnprop", (5, 100)), ("dm", (1,)), ("longrun", (5,))]
+)
 def test_blocks_give_the_meta_gradient(kind, blocks, x64):
     """Blocks of a number that does not divide 13, of all, of a single coordinate."""
     check_blocks(kind, blocks, jnp.float64, 1e-12)

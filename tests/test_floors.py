@@ -16,7 +16,7 @@ FLOORS = [
     {"fused", "chunks"},
     {"kernel"},
     {"optimizers.coordinatewise"},
-    {"optimizers.rnnprop", "optimizers.dm"},
+    {"optimizers.rnnprop", "optimizers.dm", "optimizers.longrun"},
     {"optimizers.learned"},
     {"tasks.data", "tasks.shuffle", "random_scaling", "convex"},
     {"tasks.quadratic", "tasks.mlp", "tasks.conv", "tasks.classification"},

@@ -11,14 +11,24 @@ import optax
 import pytest
 from networks import random_weights
 
-from l2l_jax import dm_transform, rnnprop_init, rnnprop_transform
+from l2l_jax import (
+    dm_transform,
+    longrun_transform,
+    rnnprop_init,
+    rnnprop_transform,
+)
 from l2l_jax.lstm import LSTMState, LSTMWeights, lstm_cell
 
 PHI = {
     "rnnprop": random_weights("rnnprop", (4, 3), 5),
     "dm": random_weights("dm", (4, 3)),
+    "longrun": random_weights("longrun", (4, 3)),
 }
-TRANSFORMS = {"rnnprop": rnnprop_transform, "dm": dm_transform}
+TRANSFORMS = {
+    "rnnprop": rnnprop_transform,
+    "dm": dm_transform,
+    "longrun": longrun_transform,
+}
 RULES = pytest.mark.parametrize("rule", list(PHI))
 
 
@@ -120,7 +130,8 @@ WRAPPERS = {
         {"ours": tx, "sgd": optax.sgd(0.1)}, {"a": "ours", "b": "sgd"}
     ),
     "inject": lambda _, rule: optax.inject_hyperparams(TRANSFORMS[rule])(
-        params=PHI[rule], step_size=optax.constant_schedule(0.1)
+        params=PHI[rule],
+        step_size=optax.constant_schedule(0.03 if rule == "longrun" else 0.1),
     ),
     "multi steps": lambda tx, _: optax.MultiSteps(tx, 2).gradient_transformation(),
     "if finite": lambda tx, _: optax.apply_if_finite(tx, 3),
@@ -175,7 +186,7 @@ def test_zero_gradients_give_finite_updates_and_derivatives(rule):
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def total(phi, eps, first):
-        options = {"eps": eps} if rule == "rnnprop" else {}
+        options = {} if rule == "dm" else {"eps": eps}
         tx = TRANSFORMS[rule](phi, **options)
         theta = jnp.zeros(2)
 

@@ -13,6 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from l2l_jax import (
     dm_init,
     dm_transform,
+    longrun_init,
+    longrun_transform,
     rnnprop_init,
     rnnprop_transform,
     state_sharding,
@@ -24,8 +26,13 @@ P = PartitionSpec
 PHI = {
     "rnnprop": rnnprop_init(jax.random.key(0), (3,), 2),
     "dm": dm_init(jax.random.key(0), (3,)),
+    "longrun": longrun_init(jax.random.key(0), (3,)),
 }
-TRANSFORMS = {"rnnprop": rnnprop_transform, "dm": dm_transform}
+TRANSFORMS = {
+    "rnnprop": rnnprop_transform,
+    "dm": dm_transform,
+    "longrun": longrun_transform,
+}
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 LARGE, SMALL = (16, 24), (8,)  # beside chunks of 4
 EXCHANGES = r"all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
@@ -96,6 +103,8 @@ CASES = [
     ("rnnprop", "plain", (EXPLICIT, EXPLICIT), P(None, "x"), P("y")),
     ("dm", "auto", (EXPLICIT, EXPLICIT), P("x", "y"), P(("x", "y"))),
     ("dm", "auto", (EXPLICIT, AUTO), P("x", "y"), P("y")),
+    ("longrun", "auto", (AUTO, AUTO), P("x", "y"), P("y")),
+    ("longrun", "auto", (EXPLICIT, EXPLICIT), P("y"), P()),
 ]
 
 

@@ -23,6 +23,7 @@ LEARNED = {
         {"iterations": 7},
     ),
     "dm": Learned("dm", random_weights("dm", (3,)), {"p": 5.0}),
+    "longrun": Learned("longrun", random_weights("longrun", (3,)), {"averaging": 0.5}),
 }
 KINDS = pytest.mark.parametrize("kind", list(LEARNED))
 

@@ -14,6 +14,7 @@ from l2l_jax.checks import check_choice, check_floating
 from l2l_jax.chunks import in_chunks
 from l2l_jax.fused import fused_cell
 from l2l_jax.lstm import LSTMState, LSTMWeights, lstm_cell
+from l2l_jax.preprocess import relative_gradients
 from l2l_jax.sharding import auto_within, zeros_beside
 from l2l_jax.trees import map_unzip, over_coordinates
 from l2l_jax.types import PyTree
@@ -136,7 +137,7 @@ class Rule(NamedTuple):
         network gets, and the new moments.
       network: `network(weights, states, x, cell) -> (x_out, states)`; `cell` is
         `lstm_cell` or the like.
-      move: `move(scalars, x_out) -> update`.
+      move: `move(scalars, x_out, inputs) -> update`.
       precision: of the network's matrix products.
     """
 
@@ -144,6 +145,23 @@ class Rule(NamedTuple):
     network: Callable[..., tuple[jax.Array, tuple[LSTMState, ...]]]
     move: Callable[..., jax.Array]
     precision: str
+
+
+def relative_scalars(
+    g: jax.Array, step_size: Any, b1: Any, b2: Any, eps: Any, count: jax.Array
+) -> tuple:
+    """What `see_relative` works with: α, β1, β2, ε, 1 - β1^t, 1 - β2^t."""
+    beta1, beta2, t = (jnp.asarray(x, compute_dtype(g)) for x in (b1, b2, count))
+    return step_size, beta1, beta2, eps, 1 - beta1**t, 1 - beta2**t
+
+
+def see_relative(scalars: tuple, g: jax.Array, moments: tuple) -> tuple:
+    """The `see` of a `Rule` whose network gets g̃ and m̃; the moments are m and v."""
+    _, beta1, beta2, epsilon, left1, left2 = scalars
+    m, v = moments
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    return relative_gradients(g, m / left1, v / left2, epsilon), (m, v)
 
 
 def step_leaf(
@@ -184,7 +202,7 @@ def step_leaf(
         x_out, cells = _step_cells(
             rule.network, weights, inputs, cells, implementation == "plain"
         )
-        return rule.move(scalars, x_out).astype(g.dtype), (moments, cells)
+        return rule.move(scalars, x_out, inputs).astype(g.dtype), (moments, cells)
 
     guard = functools.partial(_skipping, rule.see) if skip_nonfinite else lambda f: f
     step = guard(step)

@@ -103,7 +103,8 @@ def _see(form, scalars, g, moments):
     return log_and_sign(g, scalars[1], form), moments
 
 
-def _move(scalars, x_out):
+def _move(scalars, x_out, inputs):
+    del inputs
     return scalars[0] * x_out
 
 

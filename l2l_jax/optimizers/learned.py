@@ -17,6 +17,7 @@ import optax
 from l2l_jax.checks import check_choice
 from l2l_jax.files import write_bytes
 from l2l_jax.optimizers.dm import dm_init, dm_sizes, dm_transform
+from l2l_jax.optimizers.longrun import longrun_init, longrun_sizes, longrun_transform
 from l2l_jax.optimizers.rnnprop import rnnprop_init, rnnprop_sizes, rnnprop_transform
 from l2l_jax.types import LearnedOptimizer, PyTree
 
@@ -43,6 +44,7 @@ class Kind(NamedTuple):
 KINDS = {
     "rnnprop": Kind(rnnprop_init, rnnprop_transform, rnnprop_sizes),
     "dm": Kind(dm_init, dm_transform, dm_sizes),
+    "longrun": Kind(longrun_init, longrun_transform, longrun_sizes),
 }
 
 
@@ -52,9 +54,9 @@ def learned_optimizer(
     """The family of optimizers of one kind, to be meta-trained.
 
     Args:
-      kind: "rnnprop" or "dm".
-      sizes: arguments of `rnnprop_init` or `dm_init`, such as `hidden_sizes`.
-      **config: hyper-parameters of `rnnprop_transform` or `dm_transform`.
+      kind: "rnnprop", "dm" or "longrun".
+      sizes: arguments of `rnnprop_init` and the like, such as `hidden_sizes`.
+      **config: hyper-parameters of `rnnprop_transform` and the like.
 
     Returns:
       A `LearnedOptimizer`.
@@ -81,7 +83,7 @@ class Learned(NamedTuple):
     """A learned optimizer: all that a weights file holds.
 
     Attributes:
-      kind: "rnnprop" or "dm".
+      kind: "rnnprop", "dm" or "longrun".
       params: the weights φ.
       config: hyper-parameters other than the defaults of the transformation, JSON-able.
       training: how φ was learned, JSON-able; for people, the code does not read it.

@@ -20,13 +20,13 @@ from l2l_jax.lstm import (
 from l2l_jax.optimizers.coordinatewise import (
     Rule,
     check_network,
-    compute_dtype,
     init_cells,
     init_moments,
     map_leaves,
+    relative_scalars,
+    see_relative,
     step_leaf,
 )
-from l2l_jax.preprocess import relative_gradients
 from l2l_jax.types import PyTree
 
 
@@ -114,18 +114,11 @@ def rnnprop_rule(precision: str = "highest") -> Rule:
         z = elu(dense(weights.input, x, precision))
         return lstm_network(weights.lstm, weights.output, states, z, precision, cell)
 
-    return Rule(_see, network, _move, precision)
+    return Rule(see_relative, network, _move, precision)
 
 
-def _see(scalars, g, moments):
-    _, beta1, beta2, epsilon, left1, left2 = scalars
-    m, v = moments
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * g**2
-    return relative_gradients(g, m / left1, v / left2, epsilon), (m, v)
-
-
-def _move(scalars, x_out):
+def _move(scalars, x_out, inputs):
+    del inputs
     # The authors' program subtracts what optax adds, hence the minus.
     return -scalars[0] * jnp.tanh(x_out)
 
@@ -231,10 +224,7 @@ def rnnprop_transform(
         count = optax.safe_increment(state.count)
 
         def update_leaf(g, moments, cells):
-            beta1, beta2, t = (
-                jnp.asarray(x, compute_dtype(g)) for x in (b1, b2, count)
-            )
-            scalars = (step_size, beta1, beta2, eps, 1 - beta1**t, 1 - beta2**t)
+            scalars = relative_scalars(g, step_size, b1, b2, eps, count)
             return step_leaf(rule, phi, scalars, g, moments, cells, *how)
 
         updates, (m, v), lstm = map_leaves(

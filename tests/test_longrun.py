@@ -1,0 +1,124 @@
+"""Longrun: its recursion in NumPy, and what it is without parts of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+from networks import random_weights
+
+from l2l_jax import longrun_init, longrun_transform
+
+PHI = random_weights("longrun", (3,))
+NOMINAL = longrun_init(jax.random.key(0), (3,))
+STEPS = np.random.default_rng(0).normal(size=(12, 5)) * [1e-3, 0.1, 1, 10, 0]
+
+
+def walk(tx, steps=STEPS):
+    """θ after each step, from 0."""
+
+    def step(carry, g):
+        theta, state = carry
+        updates, state = tx.update(g, state, theta)
+        theta = optax.apply_updates(theta, updates)
+        return (theta, state), theta
+
+    start = jnp.zeros(steps.shape[1:], steps.dtype)
+    run = jax.jit(lambda g: jax.lax.scan(step, (start, tx.init(start)), g))
+    return np.asarray(run(steps)[1])
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def by_the_book(phi, steps, a=0.03, b1=0.9, b2=0.999, averaging=0.9, r=2.0):
+    """The recursion with z and x in it; the other numbers at their defaults."""
+    phi = jax.tree.map(np.float64, phi)
+    hidden, size = phi.output.kernel.size, steps.shape[1]
+    m, v, z, x = np.zeros((4, size))
+    c, h = np.zeros((2, hidden, size))
+    for t, g in enumerate(steps, 1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        root = np.sqrt(v / (1 - b2**t)) + 1e-8
+        seen = np.stack([g / root, m / (1 - b1**t) / root])
+        age = np.tanh(t / np.array([10.0, 100.0, 1000.0]))
+        bias = phi.lstm[0].bias + age @ phi.age
+        gates = phi.lstm[0].kernel.T @ np.concatenate([seen, h]) + bias[:, None]
+        i, j, f, o = np.split(gates, 4)
+        c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(j)
+        h = sigmoid(o) * np.tanh(c)
+        x_out = phi.output.kernel[:, 0] @ h + phi.output.bias
+        s = -a * (1 + t / 1000) ** -0.25 * (seen[0] + x_out / (1 + t / 1e4))
+        z = z + s
+        weight = (r + 1) / (t + r)
+        x = (1 - weight) * x + weight * z
+        yield (1 - averaging) * z + averaging * x
+
+
+@pytest.mark.parametrize("options", [{}, {"averaging": 0.5, "averaging_power": 0.5}])
+def test_the_recursion(options, x64):
+    found = walk(longrun_transform(jax.tree.map(np.float64, PHI), **options))
+    written = {"averaging_power": "r"}
+    book = by_the_book(PHI, STEPS, **{written.get(k, k): v for k, v in options.items()})
+    np.testing.assert_allclose(found, list(book), rtol=1e-12, atol=1e-15)
+    assert np.abs(found - walk(longrun_transform(NOMINAL, **options))).max() > 1e-4
+
+
+def test_unlearned_it_is_schedule_free_rmsprop(x64):
+    """optax's, whose average counts all steps alike, r = 0."""
+    options = {"decay_power": 0.0, "averaging_power": 0.0}
+    rmsprop = optax.chain(optax.scale_by_adam(0.0, 0.999), optax.scale(-0.03))
+    theirs = optax.contrib.schedule_free(rmsprop, 1.0, b1=0.9, weight_lr_power=0.0)
+    ours = walk(longrun_transform(NOMINAL, **options))
+    np.testing.assert_allclose(ours, walk(theirs), rtol=1e-9, atol=1e-12)
+
+
+def test_without_averaging_it_is_rmsprop(x64):
+    rmsprop = optax.chain(optax.scale_by_adam(0.0, 0.999), optax.scale(-0.03))
+    ours = walk(longrun_transform(NOMINAL, averaging=0.0, decay_power=0.0))
+    np.testing.assert_allclose(ours, walk(rmsprop), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("options", [{"learned_scale": 0.0}, {"fade_steps": 1e-12}])
+def test_without_the_learned_part_it_is_the_nominal_rule(options):
+    found = walk(longrun_transform(PHI, **options), np.float32(STEPS))
+    nominal = walk(longrun_transform(NOMINAL), np.float32(STEPS))
+    np.testing.assert_allclose(found, nominal, rtol=1e-6, atol=1e-9)
+
+
+def test_a_skipped_coordinate_moves_with_its_average_alone():
+    steps = np.float32(STEPS[:, 1:4])
+    steps[6, 1] = np.nan
+    tx = longrun_transform(PHI, skip_nonfinite=True)
+    found = walk(tx, steps)
+    assert np.isfinite(found).all()
+    others = walk(longrun_transform(PHI), steps)[:, [0, 2]]
+    np.testing.assert_allclose(found[:, [0, 2]], others, rtol=1e-5, atol=1e-9)
+    theta, state = jnp.float32(found[5]), tx.init(steps[0])
+    for g in steps[:6]:
+        _, state = tx.update(g, state)
+    c = 3 / (7 + 2)
+    np.testing.assert_allclose(
+        found[6, 1] - theta[1], c * state.offset[1], rtol=1e-4, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"step_size": -1.0}, "step_size"),
+        ({"decay_steps": 0.0}, "decay_steps"),
+        ({"decay_power": -1.0}, "decay_power"),
+        ({"averaging": 1.5}, "averaging"),
+        ({"averaging_power": -1.0}, "averaging_power"),
+        ({"learned_scale": float("nan")}, "learned_scale"),
+        ({"fade_steps": 0.0}, "fade_steps"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(options, text):
+    with pytest.raises(ValueError, match=f"{text} must"):
+        longrun_transform(PHI, **options)
+    with pytest.raises(ValueError, match=r"age must have shape \(3, 12\)"):
+        longrun_transform(PHI._replace(age=PHI.age[:2]))

@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments import common, paper, report, task_table
 from l2l_jax import Evaluation, Evaluator, Learned, evaluator, learned_optimizer, load
-from l2l_jax.baselines import BASELINES, EXPONENTS, Tuning, tune
+from l2l_jax.baselines import EXPONENTS, SCHEDULED, Tuning, baseline, tune
 from l2l_jax.tasks import accuracy, load_dataset
 
 POINTS = 500  # of a stored curve, at most
@@ -136,6 +136,11 @@ def is_convolutional(task: str) -> bool:
     return "_cnn_" in task
 
 
+def is_traditional(cell: paper.Cell) -> bool:
+    """Whether the optimizer has a rate to tune, not weights."""
+    return cell.optimizer in EXPONENTS
+
+
 def number_of_runs(lab: Laboratory, cell: paper.Cell) -> int:
     """100 as in the paper; 20 of long runs, and of convolutional ones on a CPU."""
     if lab.num_runs or lab.quick:
@@ -217,8 +222,10 @@ def compute(
 ) -> dict[str, Any]:
     """Evaluates, `together` runs at once; what is stored, as JSON."""
     start = time.perf_counter()
-    if cell.optimizer in BASELINES:
-        family, weights = (cell.optimizer, "{}"), rate
+    if is_traditional(cell):
+        # Compiled for one horizon only where it plays a part.
+        horizon = cell.steps if cell.optimizer in SCHEDULED else 0
+        family, weights = (cell.optimizer, json.dumps(horizon)), rate
     else:
         learned = lab.weights[cell.optimizer].learned
         config = json.dumps(learned.config, sort_keys=True)
@@ -266,8 +273,8 @@ def _evaluator(
     name: str, data_dir: str | None, source: str, kind: str, config: str
 ) -> Evaluator:
     task = _task(name, data_dir, source)
-    if kind in BASELINES:
-        return evaluator(task, BASELINES[kind])
+    if kind in EXPONENTS:
+        return evaluator(task, baseline(kind, json.loads(config)))
     return evaluator(task, learned_optimizer(kind, **json.loads(config)).transform)
 
 
@@ -348,7 +355,7 @@ def refined(found: Tuning, again) -> Tuning:
 def outcome(lab: Laboratory, cell: paper.Cell) -> Outcome:
     """The cell of a table: at the tuned rate, or with the weights of that name."""
     try:
-        if cell.optimizer not in BASELINES:
+        if not is_traditional(cell):
             if cell.optimizer not in lab.weights:
                 return Outcome(None, f"no weights {cell.optimizer}")
             return Outcome(measure(lab, cell, None, number_of_runs(lab, cell)))
@@ -366,7 +373,7 @@ def cost(lab: Laboratory, cell: paper.Cell) -> float:
     # Seconds of a gradient and of a learned step, a run; compiling apart.
     gradient, learned = (0.04, 0.06) if is_convolutional(cell.task) else (0.0012, 0.012)
     runs = number_of_runs(lab, cell)
-    if cell.optimizer not in BASELINES:
+    if not is_traditional(cell):
         return 20 + cell.steps * runs * (gradient + learned)
     rates = 5 if lab.quick else 11
     runs += rates * tuning_runs(lab, cell) + 9 * is_convolutional(cell.task)

@@ -24,6 +24,21 @@ BASELINES: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "adam": lambda rate: optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8),
 }
 
+
+def _cosine(rule: Callable[..., optax.GradientTransformation]):
+    def scheduled(rate, num_steps):
+        return rule(optax.cosine_decay_schedule(rate, num_steps))
+
+    return scheduled
+
+
+# Those that know the horizon: their rate falls from its peak to 0 over it, as half a
+# wave of cosine.
+SCHEDULED: dict[str, Callable[[Any, int], optax.GradientTransformation]] = {
+    "adam_cosine": _cosine(optax.adam),
+    "adamw_cosine": _cosine(optax.adamw),
+}
+
 # 2^(-k/2). Adaptive rules want about the step they take as a rate, the others more.
 EXPONENTS = {
     "sgd": range(-8, 9),
@@ -32,7 +47,36 @@ EXPONENTS = {
     "adadelta": range(-24, -3),
     "rmsprop": range(2, 19),
     "adam": range(2, 19),
+    "adam_cosine": range(2, 19),
+    "adamw_cosine": range(2, 19),
 }
+
+
+def baseline(
+    name: str, num_steps: int
+) -> Callable[[Any], optax.GradientTransformation]:
+    """A traditional optimizer as a function of its rate, constant or peak.
+
+    Args:
+      name: a key of `BASELINES` or `SCHEDULED`.
+      num_steps: the horizon, for those that use it.
+
+    Returns:
+      `make(rate) -> optax.GradientTransformation`.
+
+    Raises:
+      ValueError: the name is unknown.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = baseline("adam_cosine", num_steps=100)(0.01)
+      >>> tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[0].tolist()
+      [-0.009999999776482582]
+    """
+    check_choice("name", name, (*BASELINES, *SCHEDULED))
+    if name in BASELINES:
+        return BASELINES[name]
+    return lambda rate: SCHEDULED[name](rate, num_steps)
 
 
 class Tuning(NamedTuple):
@@ -61,15 +105,15 @@ def tune(
     exponents: Sequence[int] | None = None,
     stride: int = 2,
 ) -> Tuning:
-    """Finds the best constant learning rate of a traditional optimizer on a grid.
+    """Finds the best learning rate, constant or peak, of a baseline on a grid.
 
     The grid is 2^(-k/2). First every `stride`-th k is tried, then all k nearer than
     `stride` to the best of those. A rate with a run whose final loss is not finite
     cannot win.
 
     Args:
-      name: of the optimizer, a key of `BASELINES`.
-      evaluation: `evaluator(task, BASELINES[name])`.
+      name: of the optimizer, a key of `BASELINES` or `SCHEDULED`.
+      evaluation: `evaluator(task, baseline(name, num_steps))`.
       key: all rates get the same initial parameters and minibatches.
       num_steps: T, steps of a run.
       num_runs: runs of each rate.
@@ -94,7 +138,7 @@ def tune(
       Lv, Jiang, Li, `Learning Gradient Descent <https://arxiv.org/abs/1703.03633>`_,
       2017, section 5.
     """
-    check_choice("name", name, tuple(BASELINES))
+    check_choice("name", name, (*BASELINES, *SCHEDULED))
     check_sizes("stride", (stride,))
     grid = sorted(EXPONENTS[name] if exponents is None else exponents)
     table: dict[int, dict[str, Any]] = {}

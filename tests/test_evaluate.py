@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from l2l_jax import Task, evaluator, quadratic_task
-from l2l_jax.baselines import BASELINES, tune
+from l2l_jax.baselines import BASELINES, SCHEDULED, baseline, tune
 
 KEY = jax.random.key(0)
 
@@ -106,6 +106,23 @@ def test_baselines_have_the_defaults_of_tensorflow(name):
         updates, state = tx.update(jnp.float32(g), state, x)
         x = optax.apply_updates(x, updates)
     np.testing.assert_allclose(x, recursion(name, gradients), rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", list(SCHEDULED))
+def test_scheduled_baselines_come_to_rest_at_the_horizon(name):
+    """With a gradient of 1 throughout, Adam's step is the rate."""
+    tx, x = baseline(name, num_steps=10)(0.1), jnp.float32(0)
+    state, steps = tx.init(x), []
+    for _ in range(11):
+        updates, state = tx.update(jnp.float32(1), state, x)
+        steps.append(-float(updates))
+    expected = 0.05 * (1 + np.cos(np.pi * np.arange(11) / 10))
+    np.testing.assert_allclose(steps, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_an_unknown_baseline_is_refused():
+    with pytest.raises(ValueError, match=r"'adam_cosine'.*got 'lion'"):
+        baseline("lion", 10)
 
 
 def test_tuning_finds_the_best_rate_and_reports_the_edge():

@@ -43,6 +43,7 @@ _PAPERS = {
     "hidden_sizes": ["20", "20"],
     "num_steps": 100,
     "segment_length": 20,
+    "meta_batch": 1,
     "meta_learning_rate": 1e-4,
 }
 DEFAULTS = {
@@ -63,15 +64,15 @@ DEFAULTS = {
     "longrun": {
         "task": ["mnist_mlp", "mnist_mlp_relu", "digits_mlp_tanh", "digits_mlp_depth3"],
         "hidden_sizes": ["7"],
-        "num_steps": 1000,
-        "min_steps": 100,
-        "segment_length": 50,
+        "num_steps": 100,
+        "segment_length": 100,
         "loss_weights": "half",
         "log_loss": True,
+        "evolution": 0.03,
+        "meta_batch": 6,
         "scaling": 0.0,
         "convex": False,
-        "meta_learning_rate": 1e-3,
-        "meta_clip": 1.0,
+        "meta_learning_rate": 1e-2,
         "select": "validation",
     },
 }
@@ -108,6 +109,12 @@ flags.DEFINE_string(
 )
 flags.DEFINE_bool("log_loss", None, "Take the meta-loss's logarithm.")
 flags.DEFINE_float(
+    "evolution",
+    None,
+    "Estimate the meta-gradient by evolution strategies of this width σ.",
+    lower_bound=0,
+)
+flags.DEFINE_float(
     "scaling",
     None,
     "Bound L of Random Scaling of the task, factors exp(U[-L, L]); 0: none.",
@@ -129,7 +136,7 @@ flags.DEFINE_float(
 )
 flags.DEFINE_integer(
     "meta_batch",
-    1,
+    None,
     "Episodes at once, their meta-losses averaged. Best a multiple of the number of"
     " devices, among which they are divided.",
     lower_bound=1,
@@ -194,9 +201,10 @@ def configuration(num_devices: int) -> dict:
         "segment_length": length,
         "loss_weights": weights,
         "log_loss": given("log_loss") or None,
+        "evolution": given("evolution"),
         "meta_learning_rate": given("meta_learning_rate"),
         "meta_clip": given("meta_clip"),
-        "meta_batch": FLAGS.meta_batch,
+        "meta_batch": given("meta_batch"),
         "second_order": FLAGS.second_order,
         "num_devices": num_devices,
         "seed": FLAGS.seed,
@@ -259,6 +267,7 @@ def main(argv: list[str]) -> None:
             segment_length=config["segment_length"],
             weights=config["loss_weights"],
             log_loss=config.get("log_loss", False),
+            evolution=config.get("evolution"),
             meta_batch=config["meta_batch"],
             second_order=config["second_order"],
             devices=devices,

@@ -18,7 +18,8 @@ from l2l_jax.blockwise import (
     on_this_device,
     on_vector,
 )
-from l2l_jax.checks import check_floating, check_sizes
+from l2l_jax.checks import check_floating, check_number, check_sizes
+from l2l_jax.evolution import evolution_gradient
 from l2l_jax.meta import (
     MetaState,
     SegmentMetrics,
@@ -60,6 +61,7 @@ def meta_trainer(
     segment_length: int = 20,
     weights: str | Sequence[float] = "last",
     log_loss: bool = False,
+    evolution: float | None = None,
     meta_batch: int = 1,
     second_order: bool = False,
     devices: Sequence[jax.Device] | None = None,
@@ -76,6 +78,9 @@ def meta_trainer(
       log_loss: whether the meta-loss is log L, so that a segment late in an episode,
         where losses are small, counts as much as an early one. L must be positive; a
         segment where it is not is skipped.
+      evolution: σ > 0: the meta-gradient is not back-propagated but estimated by
+        evolution strategies, from two rollouts an episode with φ ± σε, see
+        `l2l_jax.evolution`; wants a large `meta_batch`, and allows long segments.
       meta_batch: number of episodes at once, their meta-losses averaged.
       second_order: whether second derivatives of the optimizee are kept.
       devices: among which the work is divided; default: the first one. D devices are
@@ -96,8 +101,8 @@ def meta_trainer(
 
     Raises:
       ValueError: an argument is out of range; the coordinates would have to be divided,
-        but the optimizer is not coordinatewise or `second_order` is asked for; or the
-        task's data are not the same in all processes.
+        but the optimizer is not coordinatewise, or `second_order` or `evolution` is
+        asked for; both are; or the task's data are not the same in all processes.
       TypeError: the task does not keep its contract.
 
     Example:
@@ -120,22 +125,26 @@ def meta_trainer(
     check_sizes("segment_length", (segment_length,))
     check_sizes("meta_batch", (meta_batch,))
     of_steps = segment_weights(weights, segment_length)
+    if evolution is not None:
+        check_number("evolution", evolution, 0, low_open=True)
+        if second_order:
+            raise ValueError("second_order must be False, got True with evolution")
     check_task(task)
 
     home = devices[0] if devices else None
     devices = list(devices or jax.local_devices()[:1])
     block = block or (1024 if devices[0].platform == "cpu" else sys.maxsize)
-    blockwise = optimizer.coordinatewise and not second_order
+    blockwise = optimizer.coordinatewise and not second_order and not evolution
     groups = math.gcd(meta_batch, len(devices))
     parts = len(devices) // groups
-    if blockwise:
-        task = on_vector(task, parts)
-    elif parts > 1:
+    if parts > 1 and not blockwise:
         raise ValueError(
             f"the number of devices must divide meta_batch={meta_batch}, got"
             f" {len(devices)}: coordinates are divided only if the optimizer is"
-            " coordinatewise and second_order is False"
+            " coordinatewise, second_order is False and evolution None"
         )
+    if optimizer.coordinatewise and not second_order:
+        task = on_vector(task, parts)
 
     def init(key: jax.Array) -> MetaState:
         phi = optimizer.init(key)
@@ -152,6 +161,11 @@ def meta_trainer(
             return start_episode(here, on_this_device(tx) if parts > 1 else tx, key)
 
         def gradient(phi, episode):
+            if evolution:
+                return evolution_gradient(
+                    *(phi, optimizer.transform, here, episode, of_steps),
+                    *(evolution, log_loss),
+                )
             if blockwise:
                 return blockwise_meta_gradient(
                     phi, optimizer.transform, here, episode, of_steps, block, parts > 1
@@ -160,7 +174,7 @@ def meta_trainer(
                 phi, optimizer.transform, here, episode, of_steps, second_order
             )
 
-        if log_loss:
+        if log_loss and not evolution:
             gradient = _of_logarithm(gradient)
 
         if meta_batch > 1:

@@ -171,6 +171,21 @@ def train_dm(directory, *flags):
     return scores["loss"]
 
 
+def test_longrun_on_two_tasks(tmp_path):
+    """Episodes of several lengths, evolution strategies, weights by validation."""
+    flags = ["--optimizer=longrun", "--task=quadratic,convex", "--num_iterations=4"]
+    flags += ["--segment_length=3", "--min_steps=3", "--num_steps=6"]
+    binary("meta_train", *flags, f"--workdir={tmp_path}", "--export_every=2")
+    log = runs.read_log(tmp_path)
+    assert np.isfinite(log["train_loss"]).all()
+    assert runs.read_validation(tmp_path)["iteration"].tolist() == [2, 4]
+    learned = load(tmp_path / "weights" / "00000004.npz")
+    assert learned.training["task"] == "quadratic,convex"
+    assert np.any(learned.params.output.kernel != 0)
+    message = binary("meta_train", "--task=mnist_mlp,other", "--workdir=x", fails=True)
+    assert "digits_mlp" in message
+
+
 def test_selection_by_validation(tmp_path):
     # A rate so high that the best is not the last.
     losses = train_dm(tmp_path / "run", "--task=quadratic", "--meta_learning_rate=3")

@@ -23,7 +23,7 @@ FLOORS = [
     {"tasks.sine"},
     {"tasks"},
     {"meta"},
-    {"blockwise"},
+    {"blockwise", "evolution"},
     {"trainer"},
     {"evaluate"},
     {"baselines", "records", "checkpoint"},

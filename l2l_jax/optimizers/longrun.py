@@ -222,7 +222,11 @@ def longrun_transform(
         # First, because it refuses leaves of other kinds.
         lstm = init_cells(phi.lstm, params, state_dtype)
         return LongrunState(
-            jnp.zeros([], jnp.int32), *(init_moments(params) for _ in range(3)), lstm
+            count=jnp.zeros([], jnp.int32),
+            offset=init_moments(params),
+            m=init_moments(params),
+            v=init_moments(params),
+            lstm=lstm,
         )
 
     def update_fn(updates, state, params=None, **extra_args):

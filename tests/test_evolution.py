@@ -1,0 +1,118 @@
+"""Evolution strategies: unbiased on a parabola, robust to losses that are NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from l2l_jax import (
+    LearnedOptimizer,
+    Task,
+    meta_gradient,
+    meta_trainer,
+    no_batches,
+    start_episode,
+)
+from l2l_jax.evolution import evolution_gradient
+
+CENTRE = jnp.array([1.0, -2.0, 0.5])
+
+
+def make_task(loss):
+    return Task(
+        (),
+        lambda key: (),
+        lambda key, instance: jnp.zeros(3),
+        no_batches,
+        lambda theta, data, instance, batch: loss(theta),
+    )
+
+
+BOWL = make_task(lambda theta: jnp.sum((theta - CENTRE) ** 2))
+WEIGHTS = np.array([0.0, 0.5, 1.0])
+
+
+def constant(phi):
+    """Moves by φ at every step: the losses are parabolas of φ."""
+    return optax.GradientTransformation(
+        lambda theta: (), lambda updates, state, params=None: (phi, state)
+    )
+
+
+def estimates(task, number, phi, **options):
+    def one(key):
+        episode = start_episode(task, constant(phi), key)
+        return evolution_gradient(phi, constant, task, episode, WEIGHTS, **options)
+
+    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), number))
+
+
+def test_the_mean_is_the_meta_gradient():
+    """Of a parabola at any σ: odd powers of ε but the first have no part in it."""
+    phi = jnp.array([0.3, 0.1, -0.2])
+    episode = start_episode(BOWL, constant(phi), jax.random.key(0))
+    _, expected = meta_gradient(phi, constant, BOWL, episode, WEIGHTS)
+    _, slopes = estimates(BOWL, 4000, phi, sigma=0.5)
+    error = np.std(slopes, 0) / len(slopes) ** 0.5
+    assert (error < 0.2 * np.abs(expected)).all()
+    np.testing.assert_array_less(np.abs(np.mean(slopes, 0) - expected), 4 * error)
+
+
+def test_of_the_logarithm():
+    phi, sigma = jnp.array([0.3, 0.1, -0.2]), 1e-3
+    (loss, _), slopes = estimates(BOWL, 2000, phi, sigma=sigma, log_loss=True)
+    (plain, _), _ = estimates(BOWL, 1, phi, sigma=1e-6)
+    np.testing.assert_allclose(np.mean(loss), np.log(plain[0]), rtol=1e-3)
+    episode = start_episode(BOWL, constant(phi), jax.random.key(0))
+    (whole, _), expected = meta_gradient(phi, constant, BOWL, episode, WEIGHTS)
+    error = np.std(slopes, 0) / len(slopes) ** 0.5
+    distance = np.abs(np.mean(slopes, 0) - expected / whole)
+    np.testing.assert_array_less(distance, 4 * error)
+
+
+def test_a_loss_that_is_no_number_is_the_worse_one():
+    """To one side of φ the logarithm of the loss is not finite: away from there."""
+    cliff = make_task(lambda theta: jnp.where(theta[0] > 0, jnp.nan, 1.0))
+    phi = jnp.zeros(3)
+    _, slopes = estimates(cliff, 50, phi, sigma=0.1, log_loss=True)
+    assert np.isfinite(slopes).all()
+    # 1 / (2σ) times |ε|: the difference is cut.
+    assert (slopes[:, 0] > 0).all()
+    assert np.abs(slopes).max() < 5 / 0.2
+    hopeless = make_task(lambda theta: jnp.nan * jnp.sum(theta))
+    assert not np.any(estimates(hopeless, 5, phi, sigma=0.1, log_loss=True)[1])
+
+
+def test_a_training_finds_the_minimum():
+    optimizer = LearnedOptimizer(lambda key: jnp.zeros(3), constant)
+    trainer = meta_trainer(
+        BOWL,
+        optimizer,
+        optax.adam(0.05),
+        segment_length=3,
+        weights=WEIGHTS,
+        evolution=0.1,
+        meta_batch=8,
+    )
+    state = trainer.init(jax.random.key(0))
+    for i in range(150):
+        key = jax.random.fold_in(jax.random.key(1), i)
+        state, metrics = trainer.iterate(state, key, 1)
+    # Losses are those before a step: θ is φ and 2φ where they count.
+    np.testing.assert_allclose(state.phi, 5 / 9 * CENTRE, atol=0.05)
+    assert int(metrics["skipped"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"evolution": 0.0}, "evolution must"),
+        ({"evolution": 0.1, "second_order": True}, "second_order must"),
+        ({"evolution": 0.1, "devices": jax.devices()[:1] * 2}, "evolution None"),
+    ],
+)
+def test_bad_arguments_are_refused(options, text):
+    optimizer = LearnedOptimizer(lambda key: jnp.zeros(3), constant, True)
+    with pytest.raises(ValueError, match=text):
+        meta_trainer(BOWL, optimizer, optax.sgd(1.0), **options)

@@ -30,10 +30,11 @@ class NotStoredError(LookupError):
 
 
 class Weights(NamedTuple):
-    """A learned optimizer and the hash of its file."""
+    """A learned optimizer, the hash of its file, and what it is, for people."""
 
     learned: Learned
     sha256: str
+    what: str
 
 
 class Laboratory(NamedTuple):
@@ -48,6 +49,7 @@ class Laboratory(NamedTuple):
       num_runs: of each cell; None: as in the paper, see `number_of_runs`.
       quick: a look: hardly any runs and rates.
       compute: whether to compute what is not stored.
+      long: steps from which there are fewer runs.
     """
 
     directory: pathlib.Path
@@ -58,6 +60,7 @@ class Laboratory(NamedTuple):
     num_runs: int | None = None
     quick: bool = False
     compute: bool = True
+    long: int = LONG
 
 
 class Result(NamedTuple):
@@ -98,13 +101,16 @@ class Outcome(NamedTuple):
 
 
 def read_weights(
-    files: Sequence[str], directory: str | pathlib.Path
+    files: Sequence[str],
+    directory: str | pathlib.Path,
+    names: Mapping[str, str] = paper.WEIGHTS,
 ) -> dict[str, Weights]:
     """Learned optimizers by name.
 
     Args:
       files: each `name=file`, before those of the directory.
       directory: whose files `<name>.npz` of known names are taken.
+      names: the known ones, and what they are.
 
     Raises:
       ValueError: an entry has no name or an unknown one, or no such directory.
@@ -113,20 +119,20 @@ def read_weights(
     if not directory.is_dir():
         raise ValueError(f"there is no directory of weights {directory}")
     paths = {
-        name: path
-        for name in paper.WEIGHTS
-        if (path := directory / f"{name}.npz").exists()
+        name: path for name in names if (path := directory / f"{name}.npz").exists()
     }
     for entry in files:
         name, _, path = entry.partition("=")
-        if name not in paper.WEIGHTS or not path:
+        if name not in names or not path:
             raise ValueError(
                 f"weights {entry!r} must be name=file; known names are"
-                f" {', '.join(paper.WEIGHTS)}"
+                f" {', '.join(names)}"
             )
         paths[name] = pathlib.Path(path)
     return {
-        name: Weights(load(path), hashlib.sha256(path.read_bytes()).hexdigest())
+        name: Weights(
+            load(path), hashlib.sha256(path.read_bytes()).hexdigest(), names[name]
+        )
         for name, path in paths.items()
     }
 
@@ -142,11 +148,12 @@ def is_traditional(cell: paper.Cell) -> bool:
 
 
 def number_of_runs(lab: Laboratory, cell: paper.Cell) -> int:
-    """100 as in the paper; 20 of long runs, and of convolutional ones on a CPU."""
+    """100 as in the paper, 20 of long runs; convolutional on a CPU: 20, and 5."""
     if lab.num_runs or lab.quick:
         return lab.num_runs or 2
-    slow = is_convolutional(cell.task) and jax.default_backend() == "cpu"
-    return 20 if slow or cell.steps >= LONG else 100
+    if is_convolutional(cell.task) and jax.default_backend() == "cpu":
+        return 20 if cell.steps <= 200 else 5
+    return 20 if cell.steps >= lab.long else 100
 
 
 def tuning_runs(lab: Laboratory, cell: paper.Cell) -> int:

@@ -130,12 +130,13 @@ def markdown(
     """The page of a table or figure."""
     names = {row["optimizer"] for row in rows} & set(lab.weights)
     weights = [
-        f"- {weight}: {paper.WEIGHTS[weight]};"
+        f"- {weight}: {lab.weights[weight].what};"
         f" {lab.weights[weight].learned.training.get('iterations', '?')} iterations,"
         f" SHA-256 {lab.weights[weight].sha256}"
         for weight in sorted(names)
     ]
     lacking = missing(rows)
+    published = any(row["paper"] is not None for row in rows)
     parts = [
         f"# {name.capitalize()}: {evidence.title}",
         "**QUICK: a look with hardly any runs, rates and steps; no result.**"
@@ -143,9 +144,12 @@ def markdown(
         else "",
         f"The paper: {evidence.says}" if evidence.says else "",
         f"![{evidence.title}]({stem(name)}.png)" if picture else "",
-        "Final loss: ours (the paper's).",
+        "Final loss: ours (the paper's)." if published else "Final loss.",
         matrix(rows),
-        "**worse**: above the paper's by more than the larger of .02 and 10 %. Mean ±"
+        "**worse**: above the paper's by more than the larger of .02 and 10 %."
+        if published
+        else "",
+        "Mean ±"
         " standard error of the runs with a finite final loss; diverged: how many ended"
         " above their first loss or not finite. Accuracy: on the test set. Rates"
         " 2^(-k/2) were tuned by the final loss.",

@@ -12,7 +12,8 @@ def styles(columns: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour each, the same in all pictures; traditional optimizers dashed."""
     learned, traditional = paper.LEARNED.values(), paper.TRADITIONAL.values()
     colours = dict(zip([*learned, *traditional], report.COLOURS, strict=True))
-    spare = iter(report.COLOURS[2:])
+    taken = {colours.get(column) for column in columns}
+    spare = (c for c in report.COLOURS[2:] if c not in taken)
     return {
         column: {
             "color": colours.get(column) or next(spare),

@@ -28,8 +28,8 @@ import l2l_jax
 from experiments import cells, common, pages, paper, pictures, report
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("table", [], "Tables: 2, 3, 4, tests, transfer, seeds.")
-flags.DEFINE_list("figure", [], "Figures: 2 to 9.")
+flags.DEFINE_list("table", [], "Tables, by number or name.")
+flags.DEFINE_list("figure", [], "Figures, by number or name.")
 flags.DEFINE_bool("all", False, "All tables and figures.")
 flags.DEFINE_list("weights", [], "Learned optimizers, each `name=file`.")
 flags.DEFINE_string(
@@ -143,15 +143,36 @@ def reproduce(
     return lacking
 
 
-def chosen(tables: Sequence[str], figures: Sequence[str]) -> dict[str, paper.Evidence]:
+def chosen(
+    tables: Sequence[str],
+    figures: Sequence[str],
+    evidence: Mapping[str, paper.Evidence] = paper.EVIDENCE,
+) -> dict[str, paper.Evidence]:
     """The tables and figures of those numbers or names."""
     names = [f"table {x}" for x in tables] + [f"figure {x}" for x in figures]
-    known = ", ".join(paper.EVIDENCE)
+    known = ", ".join(evidence)
     if not names:
         raise ValueError(f"name a --table or a --figure, or --all; known are {known}")
-    if unknown := [name for name in names if name not in paper.EVIDENCE]:
+    if unknown := [name for name in names if name not in evidence]:
         raise ValueError(f"unknown {', '.join(unknown)}; known are {known}")
-    return {name: paper.EVIDENCE[name] for name in names}
+    return {name: evidence[name] for name in names}
+
+
+def laboratory(
+    directory: pathlib.Path, weights: Mapping[str, cells.Weights], long: int
+) -> cells.Laboratory:
+    """The one that the flags describe."""
+    return cells.Laboratory(
+        directory / "cells",
+        weights,
+        FLAGS.data_dir,
+        FLAGS.data_source,
+        FLAGS.seed,
+        FLAGS.num_runs,
+        FLAGS.quick,
+        FLAGS.compute,
+        long,
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -159,16 +180,8 @@ def main(argv: list[str]) -> None:
     del argv
     wanted = paper.EVIDENCE if FLAGS.all else chosen(FLAGS.table, FLAGS.figure)
     directory = pathlib.Path(FLAGS.outdir) / ("quick" if FLAGS.quick else "")
-    lab = cells.Laboratory(
-        directory / "cells",
-        cells.read_weights(FLAGS.weights, FLAGS.weights_dir),
-        FLAGS.data_dir,
-        FLAGS.data_source,
-        FLAGS.seed,
-        FLAGS.num_runs,
-        FLAGS.quick,
-        FLAGS.compute,
-    )
+    weights = cells.read_weights(FLAGS.weights, FLAGS.weights_dir)
+    lab = laboratory(directory, weights, cells.LONG)
     print(f"writing to {directory}, on {jax.devices()[0].device_kind}")
     try:
         lacking = reproduce(lab, wanted, directory)

@@ -1,0 +1,88 @@
+"""Longrun and its opponents: on which tasks and horizons they are compared.
+
+Opponents are the traditional optimizers at the best constant rate for the very task and
+horizon, those that know the horizon at their best peak rates, and the optimizers of the
+papers. No published number stands beside these cells.
+"""
+
+from collections.abc import Iterable
+
+from experiments import task_table
+from experiments.paper import LEARNED, TRADITIONAL, Cell, Entry, Evidence
+
+OURS = {"longrun": "Longrun"}
+NOMINAL = {"longrun_nominal": "nominal rule"}
+SCHEDULED = {"adam_cosine": "Adam, cosine", "adamw_cosine": "AdamW, cosine"}
+WEIGHTS = {
+    "longrun": "Longrun",
+    "rnnprop": "RNNprop with both tricks, selected by training loss",
+    "dm": "DMoptimizer, selected by the validation task",
+}
+# Other hyper-parameters for the weights of Longrun: values, or factors of the rate.
+NOMINAL_CONFIG = {"learned_scale": 0.0}
+FACTORS = {"longrun_quarter": 0.25, "longrun_fourfold": 4.0}
+
+SHORT = tuple(test for test in task_table.PAPER_TESTS if test[1] == 100)
+LONG = (
+    ("mnist_mlp", 2_000),
+    ("mnist_mlp", 10_000),
+    ("mnist_mlp_relu", 2_000),
+    ("mnist_mlp_relu", 10_000),
+    ("mnist_cnn_ccpf", 2_000),
+    ("mnist_cnn_ccpccpff", 2_000),
+    ("cifar10_cnn_ccpf", 2_000),
+    ("mnist_mlp_depth5", 2_000),
+    ("mnist_mlp_depth8", 2_000),
+    ("sine_lstm_2layers", 2_000),
+)
+# None of them is a test of the paper.
+VALIDATION = (
+    ("digits_mlp", 100),
+    ("digits_mlp", 1_000),
+    ("digits_mlp_elu", 100),
+    ("digits_mlp_elu", 1_000),
+    ("digits_cnn_small", 100),
+    ("mnist_mlp_width40", 100),
+    ("mnist_mlp_width40", 1_000),
+    ("cifar10_mlp", 100),
+    ("cifar10_mlp_relu", 100),
+)
+STRESS = (("mnist_mlp", 100_000), ("mnist_mlp_relu", 100_000))
+
+
+def _entries(
+    tests: Iterable[tuple[str, int]], columns: dict[str, str]
+) -> tuple[Entry, ...]:
+    return tuple(
+        Entry(f"{task}, {steps:,}", column, Cell(task, steps, optimizer))
+        for task, steps in tests
+        for optimizer, column in columns.items()
+    )
+
+
+EVIDENCE = {
+    "table unknown": Evidence(
+        "The horizon unknown to all, but for the choice of a constant rate",
+        _entries((*SHORT, *LONG), OURS | NOMINAL | TRADITIONAL | LEARNED),
+    ),
+    "table given": Evidence(
+        "The horizon given to those that can use it",
+        _entries((*SHORT, *LONG), OURS | NOMINAL | SCHEDULED),
+    ),
+    "table validation": Evidence(
+        "Longrun and its nominal rule on the validation tasks",
+        _entries(VALIDATION, OURS | NOMINAL),
+    ),
+    "table stress": Evidence(
+        "Far beyond the horizon, and with rates a quarter and four times the default",
+        _entries(STRESS, OURS)
+        + _entries(LONG[:4], {name: f"rate x {x:g}" for name, x in FACTORS.items()}),
+    ),
+    "figure long": Evidence(
+        "Base MLP for 10,000 steps",
+        _entries(
+            (LONG[1], LONG[3]), OURS | NOMINAL | {"adam": "Adam"} | SCHEDULED | LEARNED
+        ),
+        "curves",
+    ),
+}

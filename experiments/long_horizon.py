@@ -1,0 +1,138 @@
+r"""Compares Longrun with optimizers tuned for each task and horizon.
+
+    python -m experiments.long_horizon --all --data_dir=DIR --weights=longrun=FILE
+
+Writes the tables "unknown" (no optimizer knows the horizon, but a constant rate is
+tuned for it), "given" (Adam and AdamW with a cosine schedule over it), "validation",
+"stress", the figure "long", and verdicts.md: where Longrun is below the best of its
+opponents, level (within 2 standard errors of the paired difference) or above. 100 runs
+each of 100 steps, 20 of more, 5 of convolutional networks on a CPU. Cells are stored as
+by `experiments.reproduce`, so that the same command goes on where it was stopped.
+
+All is estimated at a day on 2 idle cores; --table=validation at half an hour; --quick
+is a look in minutes.
+"""
+
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+import l2l_jax
+from experiments import cells, common, horizons, paper, report, reproduce
+
+FLAGS = flags.FLAGS  # those of `reproduce`
+FLAGS.set_default("outdir", "experiments/results/long_horizon")
+
+TITLE = "Longrun against the best of each group"
+LONG = 101  # steps from which there are fewer runs
+
+
+def with_variants(
+    weights: Mapping[str, cells.Weights],
+) -> dict[str, cells.Weights]:
+    """Besides, Longrun without its learned part, and with other rates."""
+    found = dict(weights)
+    if "longrun" not in found:
+        return found
+    ours = found["longrun"]
+
+    def variant(what: str, **config: Any) -> cells.Weights:
+        config = {**ours.learned.config, **config}
+        return ours._replace(learned=ours.learned._replace(config=config), what=what)
+
+    found["longrun_nominal"] = variant(
+        "Longrun without its learned part", **horizons.NOMINAL_CONFIG
+    )
+    default = l2l_jax.longrun_transform.__kwdefaults__["step_size"]
+    for name, factor in horizons.FACTORS.items():
+        rate = factor * ours.learned.config.get("step_size", default)
+        found[name] = variant(f"Longrun, rate times {factor:g}", step_size=rate)
+    return found
+
+
+def compare(ours: cells.Result, other: cells.Result) -> tuple[float, float, str]:
+    """Ratio of the means, 2 standard errors of it, and "below", "level" or "above".
+
+    The runs are paired: same initial parameters, same minibatches.
+    """
+    both = np.isfinite(ours.final) & np.isfinite(other.final)
+    if not both.all():
+        lost, theirs = (np.sum(~np.isfinite(r.final)) for r in (ours, other))
+        return np.nan, np.nan, "below" if lost < theirs else "above"
+    ratio = ours.final.mean() / other.final.mean()
+    difference = ours.final - ratio * other.final
+    error = difference.std(ddof=1) / len(difference) ** 0.5 / other.final.mean()
+    if abs(ratio - 1) <= 2 * error:
+        return ratio, 2 * error, "level"
+    return ratio, 2 * error, "below" if ratio < 1 else "above"
+
+
+def verdicts(found: Mapping[paper.Cell, cells.Result]) -> list[dict[str, Any]]:
+    """For each task and horizon: Longrun against the best of each group."""
+    groups = {
+        "constant rates": horizons.TRADITIONAL,
+        "known horizon": horizons.SCHEDULED,
+        "nominal rule": horizons.NOMINAL,
+    }
+
+    def loss(result):
+        return np.nan_to_num(result.final, nan=np.inf).mean()
+
+    def against(ours, cell, names):
+        there = {
+            name: found.get(cell._replace(optimizer=optimizer))
+            for optimizer, name in names.items()
+        }
+        if None in there.values():
+            return None
+        best = min(there, key=lambda name: loss(there[name]))
+        ratio, error, word = compare(ours, there[best])
+        return f"{word}: {ratio:.3f} ± {error:.3f} of {best}"
+
+    return [
+        {
+            "test": f"{cell.task}, {cell.steps:,}",
+            "Longrun": ours.statistics["mean"],
+            **{group: against(ours, cell, names) for group, names in groups.items()},
+        }
+        for cell, ours in found.items()
+        if cell.optimizer == "longrun"
+    ]
+
+
+def main(argv: list[str]) -> None:
+    """Computes, writes, counts."""
+    del argv
+    wanted = dict(horizons.EVIDENCE)
+    if not FLAGS.all:
+        wanted = reproduce.chosen(FLAGS.table, FLAGS.figure, wanted)
+    directory = pathlib.Path(FLAGS.outdir) / ("quick" if FLAGS.quick else "")
+    weights = cells.read_weights(FLAGS.weights, FLAGS.weights_dir, horizons.WEIGHTS)
+    lab = reproduce.laboratory(directory, with_variants(weights), LONG)
+    print(f"writing to {directory}, on {jax.devices()[0].device_kind}")
+    try:
+        lacking = reproduce.reproduce(lab, wanted, directory)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
+    peek, most = lab._replace(compute=False), reproduce.QUICK_STEPS
+    found = {}
+    for evidence in horizons.EVIDENCE.values():
+        here = paper.shortened(evidence, most) if FLAGS.quick else evidence
+        for cell in dict.fromkeys(entry.cell for entry in here.entries):
+            if result := cells.outcome(peek, cell).result:
+                found[cell] = result
+    if rows := verdicts(found):
+        page = f"# {TITLE}\n\n{report.table(rows, list(rows[0]))}\n"
+        report.write(directory / "verdicts.md", lambda file: file.write_text(page))
+        print(page)
+    if lacking:
+        print("\nmissing:", *lacking, sep="\n  ")
+
+
+if __name__ == "__main__":
+    common.run(main)

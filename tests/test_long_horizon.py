@@ -1,0 +1,100 @@
+"""Longrun beside its opponents: variants, verdicts, and a small comparison."""
+
+import jax
+import numpy as np
+import pytest
+from networks import random_weights
+
+from experiments import cells, horizons, long_horizon, paper, reproduce
+from l2l_jax import Learned, save
+
+
+@pytest.fixture
+def weights(tmp_path):
+    phi = random_weights("longrun", (3,))
+    save(tmp_path / "longrun.npz", Learned("longrun", phi, {"step_size": 0.02}))
+    found = cells.read_weights([], tmp_path, horizons.WEIGHTS)
+    return long_horizon.with_variants(found)
+
+
+def test_variants_have_the_same_weights(weights):
+    configs = {name: entry.learned.config for name, entry in weights.items()}
+    assert configs == {
+        "longrun": {"step_size": 0.02},
+        "longrun_nominal": {"step_size": 0.02, "learned_scale": 0.0},
+        "longrun_quarter": {"step_size": 0.005},
+        "longrun_fourfold": {"step_size": 0.08},
+    }
+    assert len({entry.sha256 for entry in weights.values()}) == 1
+    assert len({entry.what for entry in weights.values()}) == 4
+
+
+def result(final):
+    final = np.asarray(final, float)
+    return cells.Result({}, final, {"mean": float(np.nanmean(final))}, None, None)
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "word"),
+    [
+        ([0.9, 1.8, 2.7], [1, 2, 3], "below"),
+        ([1.1, 2.2, 3.3], [1, 2, 3], "above"),
+        ([1.1, 1.9, 3.05], [1, 2, 3], "level"),
+        ([0.1, 0.1, np.nan], [1, 2, 3], "above"),
+        ([4, 5, 6], [1, 2, np.nan], "below"),
+    ],
+)
+def test_runs_are_compared_in_pairs(ours, other, word):
+    """Within two standard errors of the difference is level; who diverges has lost."""
+    assert long_horizon.compare(result(ours), result(other))[2] == word
+
+
+def test_verdicts_name_the_best_of_a_group():
+    def cell(optimizer):
+        return paper.Cell("quadratic", 5, optimizer)
+
+    found = {cell("longrun"): result([1, 2, 3]), cell("adam"): result([5, 5, 5])}
+    found |= {cell(name): result([8, 8, 8]) for name in horizons.SCHEDULED}
+    found[cell("adamw_cosine")] = result([4, 4, 4.1])
+    (row,) = long_horizon.verdicts(found)
+    assert row["test"] == "quadratic, 5"
+    assert row["known horizon"].startswith("below: 0.496")
+    assert row["known horizon"].endswith("of AdamW, cosine")
+    # Of the traditional ones five are not there.
+    assert row["constant rates"] is None
+
+
+def test_a_comparison_from_nothing(weights, tmp_path):
+    """Ours, one that knows its horizon, one that does not; a page without a paper."""
+    names = {
+        **horizons.OURS,
+        **horizons.NOMINAL,
+        "adam": "Adam",
+        "adam_cosine": "cosine",
+    }
+    entries = tuple(
+        paper.Entry("square", column, paper.Cell("quadratic", 6, optimizer))
+        for optimizer, column in names.items()
+    )
+    wanted = {"table given": paper.Evidence("Squares", entries)}
+    lab = cells.Laboratory(tmp_path / "cells", weights, num_runs=2, quick=True)
+    assert not reproduce.reproduce(lab, wanted, tmp_path)
+    found = [cells.outcome(lab._replace(compute=False), e.cell) for e in entries]
+    losses = [outcome.result.statistics["mean"] for outcome in found]
+    assert len(set(losses)) == 4
+    assert np.isfinite(losses).all()
+    page = (tmp_path / "table_given.md").read_text()
+    assert "Longrun without its learned part" in page
+    assert "paper" not in page.split("Mean ±")[0]
+
+
+def test_fewer_runs_of_long_horizons(weights, tmp_path):
+    lab = cells.Laboratory(tmp_path, weights, long=long_horizon.LONG)
+    numbers = {
+        test: cells.number_of_runs(lab, paper.Cell(*test, "longrun"))
+        for test in (*horizons.SHORT, *horizons.LONG)
+    }
+    assert numbers["mnist_mlp", 100] == 100
+    assert numbers["mnist_mlp", 2_000] == numbers["mnist_mlp", 10_000] == 20
+    if jax.default_backend() == "cpu":
+        assert numbers["mnist_cnn_ccpf", 2_000] == 5

@@ -70,8 +70,9 @@ def baseline(
     Example:
       >>> import jax.numpy as jnp
       >>> tx = baseline("adam_cosine", num_steps=100)(0.01)
-      >>> tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[0].tolist()
-      [-0.009999999776482582]
+      >>> update, _ = tx.update(jnp.float32(1), tx.init(jnp.float32(0)))
+      >>> round(float(update), 4)
+      -0.01
     """
     check_choice("name", name, (*BASELINES, *SCHEDULED))
     if name in BASELINES:

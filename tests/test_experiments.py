@@ -89,10 +89,10 @@ def assert_same_weights(file, other):
 
 
 def test_killed_meta_training_ends_in_the_same_bits(tmp_path):
-    flags = ["--task=quadratic", "--hidden_sizes=3", "--num_iterations=400"]
+    flags = ["--task=quadratic", "--hidden_sizes=3", "--num_iterations=200"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    binary("meta_train", *flags, f"--workdir={straight}", "--export_every=400")
-    flags += [f"--workdir={killed}", "--export_every=400", "--checkpoint_minutes=.002"]
+    binary("meta_train", *flags, f"--workdir={straight}", "--export_every=200")
+    flags += [f"--workdir={killed}", "--export_every=200", "--checkpoint_minutes=.002"]
     process = subprocess.Popen(command("meta_train", *flags), cwd=ROOT)
     log = killed / "log.csv"
     while not log.exists() or log.read_bytes().count(b"\n") < 20:
@@ -100,10 +100,10 @@ def test_killed_meta_training_ends_in_the_same_bits(tmp_path):
         time.sleep(0.001)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert len(runs.read_log(killed)["iteration"]) < 400
+    assert len(runs.read_log(killed)["iteration"]) < 200
     binary("meta_train", *flags, "--resume")
-    assert runs.read_log(killed)["iteration"].tolist() == list(range(400))
-    weights = pathlib.Path("weights") / "00000400.npz"
+    assert runs.read_log(killed)["iteration"].tolist() == list(range(200))
+    weights = pathlib.Path("weights") / "00000200.npz"
     assert_same_weights(straight / weights, killed / weights)
 
 
@@ -266,11 +266,13 @@ def test_bench_step(tmp_path):
     assert all(r["ratio_to_floor"] > 0 for name, r in rows.items() if name != "adam")
 
 
+@pytest.mark.soak
 def test_bench_meta_training(tmp_path):
     flags = ["--hidden_sizes=2", "--input_size=2", "--repeats=1", "--num_devices=2"]
     assert measured(tmp_path, "bench_meta_training", *flags)["ratio_to_floor"] > 0
 
 
+@pytest.mark.soak
 def test_bench_memory(tmp_path):
     result = measured(tmp_path, "bench_memory", "--sizes=8000", "--largest=0")
     rows = result["sizes"]["8000"]
@@ -280,6 +282,7 @@ def test_bench_memory(tmp_path):
         assert not row["exchanges"]
 
 
+@pytest.mark.soak
 def test_bench_state_dtype(tmp_path):
     flags = ["--task=quadratic", "--num_steps=3", "--num_runs=1", "--names=rnnprop"]
     rows = measured(tmp_path, "bench_state_dtype", *flags)["rows"]

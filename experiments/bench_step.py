@@ -17,7 +17,14 @@ import optax
 from absl import app, flags
 
 from experiments import floor, timing
-from l2l_jax import dm_init, dm_transform, rnnprop_init, rnnprop_transform
+from l2l_jax import (
+    dm_init,
+    dm_transform,
+    longrun_init,
+    longrun_transform,
+    rnnprop_init,
+    rnnprop_transform,
+)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("sizes", ["15910", "1000000", "10000000"], "Numbers of parameters.")
@@ -32,6 +39,7 @@ LEARNED = {
     "rnnprop 2x20": (rnnprop_transform, rnnprop_init, FULL, {}),
     "rnnprop 1x8": (rnnprop_transform, rnnprop_init, SMALL, {}),
     "dm 2x20": (dm_transform, dm_init, FULL, {}),
+    "longrun 1x7": (longrun_transform, longrun_init, {"hidden_sizes": (7,)}, {}),
 }
 KERNELS = {
     f"rnnprop 2x20 kernel, {precision}": (

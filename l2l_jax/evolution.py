@@ -12,6 +12,7 @@ noisy instead, so many episodes are averaged.
 from collections.abc import Callable
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -52,7 +53,9 @@ def evolution_gradient(
     """
     # Other streams of the key draw minibatches, by other numbers.
     key = jax.random.fold_in(jax.random.fold_in(episode.key, 0xE5), episode.step)
-    epsilon = optax.tree.random_like(key, phi)
+    # One draw: XLA compiles a generator for each.
+    vector, unravel = jax.flatten_util.ravel_pytree(phi)
+    epsilon = unravel(jax.random.normal(key, vector.shape, vector.dtype))
 
     def rollout(sign):
         perturbed = jax.tree.map(lambda w, e: w + sign * sigma * e, phi, epsilon)

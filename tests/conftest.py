@@ -1,5 +1,7 @@
 """Strict settings, 8 devices, float64 where derivatives are checked, a whole run."""
 
+import os
+
 import jax
 import pytest
 
@@ -7,6 +9,18 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 pytest.register_assert_rewrite("toy_runs")
 collect_ignore = ["programs"]  # of their own, which tests start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Processes that tests start share what they compile; it is most of their time."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(base / "compiled"))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        yield
 
 
 @pytest.fixture

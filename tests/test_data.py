@@ -426,6 +426,7 @@ def test_real_mnist(data_dir):
     assert images.std() / 255 == pytest.approx(0.3081, abs=5e-5)
 
 
+@pytest.mark.soak
 def test_real_cifar10(data_dir):
     # One split only: unpacking the tar.xz takes about 17 s, whatever is asked of it.
     images, labels = load_dataset("cifar10", "train", data_dir)

@@ -41,9 +41,9 @@ def trained(tmp_path_factory):
     """A small run of two iterations, stopped after one and resumed."""
     directory = tmp_path_factory.mktemp("trained") / "run"
     flags = ["--task=quadratic", "--hidden_sizes=3", f"--workdir={directory}"]
-    binary("meta_train", *flags, "--num_iterations=1")
     cache = directory.parent / "cache"
     flags.append(f"--compilation_cache={cache}")
+    binary("meta_train", *flags, "--num_iterations=1")
     text = binary("meta_train", *flags, "--num_iterations=2", "--resume")
     assert "selected: " in text
     assert any(cache.iterdir())
@@ -171,27 +171,30 @@ def train_dm(directory, *flags):
     return scores["loss"]
 
 
+@pytest.mark.soak
 def test_longrun_on_two_tasks(tmp_path):
     """Episodes of several lengths, evolution strategies, weights by validation."""
-    flags = ["--optimizer=longrun", "--task=quadratic,convex", "--num_iterations=4"]
+    flags = ["--optimizer=longrun", "--task=quadratic,convex", "--num_iterations=2"]
     flags += ["--segment_length=3", "--min_steps=3", "--num_steps=6"]
-    binary("meta_train", *flags, f"--workdir={tmp_path}", "--export_every=2")
+    binary("meta_train", *flags, f"--workdir={tmp_path}", "--export_every=1")
     log = runs.read_log(tmp_path)
     assert np.isfinite(log["train_loss"]).all()
-    assert runs.read_validation(tmp_path)["iteration"].tolist() == [2, 4]
-    learned = load(tmp_path / "weights" / "00000004.npz")
+    assert runs.read_validation(tmp_path)["iteration"].tolist() == [1, 2]
+    learned = load(tmp_path / "weights" / "00000002.npz")
     assert learned.training["task"] == "quadratic,convex"
     assert np.any(learned.params.output.kernel != 0)
     message = binary("meta_train", "--task=mnist_mlp,other", "--workdir=x", fails=True)
     assert "digits_mlp" in message
 
 
+@pytest.mark.soak
 def test_selection_by_validation(tmp_path):
     # A rate so high that the best is not the last.
     losses = train_dm(tmp_path / "run", "--task=quadratic", "--meta_learning_rate=3")
     assert np.argmin(losses) < 3
 
 
+@pytest.mark.soak
 def test_validation_on_real_mnist(tmp_path):
     directory = os.environ.get("L2L_DATA_DIR")
     if not directory:
@@ -226,6 +229,7 @@ def test_tune_and_evaluate(trained, tmp_path):
     assert (compared / "table.csv").read_text().count("\n") == 3
 
 
+@pytest.mark.soak
 def test_quickstart(tmp_path):
     (tmp_path / "out").mkdir()  # taken, and so left alone
     text = binary("quickstart", "--quick", f"--outdir={tmp_path / 'out'}")
@@ -258,6 +262,7 @@ def measured(out, name, *flags):
     return json.loads((out / "bench.json").read_text())
 
 
+@pytest.mark.soak
 def test_bench_step(tmp_path):
     result = measured(tmp_path, "bench_step", "--sizes=4000", "--repeats=1")
     rows = result["sizes"]["4000"]

@@ -88,7 +88,6 @@ def check_meta_gradient(kind, dtype, tolerance, path):
     gradient_of = {
         "blocks": functools.partial(blockwise_meta_gradient, block=4),
         "plain": meta_gradient,
-        "fused": meta_gradient,
     }[path]
     implementation = "plain" if path == "plain" else "fused"
     transform = functools.partial(TRANSFORMS[kind], implementation=implementation)
@@ -110,12 +109,10 @@ def check_meta_gradient(kind, dtype, tolerance, path):
 
 
 @KINDS
-@pytest.mark.parametrize("path", ["plain", "fused", "blocks"])
+@pytest.mark.parametrize("path", ["plain", "blocks"])
 def test_meta_gradient_in_float64(kind, path, x64):
     check_meta_gradient(kind, jnp.float64, 1e-12, path)
 
 
-@KINDS
-@pytest.mark.parametrize("path", ["plain", "blocks"])
-def test_meta_gradient_in_float32(kind, path):
-    check_meta_gradient(kind, jnp.float32, 5e-5, path)
+def test_meta_gradient_in_float32():
+    check_meta_gradient("rnnprop", jnp.float32, 5e-5, "blocks")

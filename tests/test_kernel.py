@@ -73,7 +73,7 @@ def assert_close(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize(
     ("network", "shape", "options"),
     [
-        (NETWORKS[0], (5, 7), {"block": 16}),
+        pytest.param(NETWORKS[0], (5, 7), {"block": 16}, marks=pytest.mark.soak),
         (NETWORKS[1], (5, 7), {"block": 16, "form": "cases"}),
         (NETWORKS[2], (2, 64), {"precision": "high"}),
         (NETWORKS[3], (3,), {"precision": "default"}),

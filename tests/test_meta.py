@@ -174,7 +174,7 @@ def test_meta_batch_is_the_mean_of_its_episodes():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("num_devices", "meta_batch"), [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("num_devices", "meta_batch"), [(1, 1), (2, 2)])
 def test_other_horizons_data_weights_and_rates_do_not_compile_again(
     num_devices, meta_batch
 ):

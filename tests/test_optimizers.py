@@ -147,8 +147,10 @@ def two_updates(rule):
     return theta, first, update(theta, state)[0]
 
 
-@pytest.mark.parametrize("rule", ["rnnprop", "dm"])
-@pytest.mark.parametrize("wrapper", list(WRAPPERS))
+@pytest.mark.parametrize(
+    ("rule", "wrapper"),
+    [*(("rnnprop", name) for name in WRAPPERS), ("dm", "masked"), ("dm", "inject")],
+)
 def test_within_optax(rule, wrapper):
     tx = WRAPPERS[wrapper](make(rule), rule)
     theta, first, second = two_updates(rule)

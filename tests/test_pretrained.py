@@ -34,7 +34,9 @@ def test_card_and_log_belong_to_the_weights(name):
     assert np.isfinite(log["train_loss"]).all()
 
 
-@pytest.mark.parametrize("name", ["rnnprop", "dm"])
+@pytest.mark.parametrize(
+    "name", ["rnnprop", pytest.param("dm", marks=pytest.mark.soak)]
+)
 def test_they_optimize_what_they_never_saw(name):
     """A network on other images; an untrained φ does not come near this."""
     task = classification_task(MLP(), load_dataset("digits", "train"))

@@ -92,19 +92,22 @@ def two_steps(rule):
     return jax.jit(run)(gradients(1), gradients(2))
 
 
+SOAK = pytest.mark.soak
 CASES = [
     ("rnnprop", "auto", (AUTO, AUTO), P(), P()),
-    ("rnnprop", "auto", (AUTO, AUTO), P("x"), P("y")),
+    pytest.param("rnnprop", "auto", (AUTO, AUTO), P("x"), P("y"), marks=SOAK),
     ("rnnprop", "auto", (AUTO, AUTO), P(None, "y"), P()),
     ("rnnprop", "auto", (AUTO, AUTO), P("x", "y"), P(("x", "y"))),
     ("rnnprop", "plain", (AUTO, AUTO), P("x", "y"), P("x")),
     ("dm", "auto", (AUTO, AUTO), P(None, ("x", "y")), P("x")),
     ("rnnprop", "auto", (EXPLICIT, EXPLICIT), P("x"), P()),
-    ("rnnprop", "plain", (EXPLICIT, EXPLICIT), P(None, "x"), P("y")),
+    pytest.param(
+        "rnnprop", "plain", (EXPLICIT, EXPLICIT), P(None, "x"), P("y"), marks=SOAK
+    ),
     ("dm", "auto", (EXPLICIT, EXPLICIT), P("x", "y"), P(("x", "y"))),
-    ("dm", "auto", (EXPLICIT, AUTO), P("x", "y"), P("y")),
+    pytest.param("dm", "auto", (EXPLICIT, AUTO), P("x", "y"), P("y"), marks=SOAK),
     ("longrun", "auto", (AUTO, AUTO), P("x", "y"), P("y")),
-    ("longrun", "auto", (EXPLICIT, EXPLICIT), P("y"), P()),
+    pytest.param("longrun", "auto", (EXPLICIT, EXPLICIT), P("y"), P(), marks=SOAK),
 ]
 
 

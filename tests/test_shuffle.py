@@ -25,7 +25,7 @@ def assert_plausible(observed, expected, variance, freedom):
     assert 1e-3 < stats.chi2.sf(chi, freedom) < 1 - 1e-3
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 128, 1437, 55_000])
+@pytest.mark.parametrize("n", [1, 3, 128, 55_000])
 def test_each_epoch_is_a_permutation_of_its_own(n):
     found = np.concatenate([epochs(n, 3, jax.random.key(seed)) for seed in (0, 1)])
     assert found.dtype == np.int32
@@ -98,9 +98,8 @@ def test_consecutive_epochs_are_independent():
     assert_plausible(pairs, 60_000 / 36, 60_000 / 36, 35)
 
 
-@pytest.mark.parametrize("n", [16, 33])
-def test_each_example_is_equally_often_at_each_position(n):
-    count = 20_000
+def test_each_example_is_equally_often_at_each_position():
+    n, count = 33, 20_000
     keys = jax.random.split(KEY, count)
     found = jax.jit(jax.vmap(lambda key: minibatch_indices(key, n, n, 0, 1)[0]))(keys)
     table = np.stack([np.bincount(column, minlength=n) for column in found.T])

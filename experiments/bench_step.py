@@ -39,7 +39,7 @@ LEARNED = {
     "rnnprop 2x20": (rnnprop_transform, rnnprop_init, FULL, {}),
     "rnnprop 1x8": (rnnprop_transform, rnnprop_init, SMALL, {}),
     "dm 2x20": (dm_transform, dm_init, FULL, {}),
-    "longrun 1x7": (longrun_transform, longrun_init, {"hidden_sizes": (7,)}, {}),
+    "longrun 1x5": (longrun_transform, longrun_init, {"hidden_sizes": (5,)}, {}),
 }
 KERNELS = {
     f"rnnprop 2x20 kernel, {precision}": (

@@ -62,17 +62,24 @@ DEFAULTS = {
         "select": "validation",
     },
     "longrun": {
-        "task": ["mnist_mlp", "mnist_mlp_relu", "digits_mlp_tanh", "digits_mlp_depth3"],
-        "hidden_sizes": ["7"],
-        "num_steps": 100,
-        "segment_length": 100,
+        "task": [
+            "mnist_mlp",
+            "mnist_mlp_relu",
+            "mnist_mlp_tanh",
+            "digits_mlp_depth3",
+            "digits_cnn_small",
+        ],
+        "hidden_sizes": ["5"],
+        "num_steps": 200,
+        "segment_length": 200,
         "loss_weights": "half",
         "log_loss": True,
-        "evolution": 0.03,
-        "meta_batch": 6,
+        "second_order": True,
+        "meta_batch": 1,
         "scaling": 0.0,
         "convex": False,
-        "meta_learning_rate": 1e-2,
+        "meta_learning_rate": 2e-3,
+        "meta_clip": 0.3,
         "select": "validation",
     },
 }
@@ -142,7 +149,7 @@ flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.DEFINE_bool(
-    "second_order", False, "Keep second derivatives of the task in the meta-gradient."
+    "second_order", None, "Keep second derivatives of the task in the meta-gradient."
 )
 common.define_devices()
 common.define_processes()
@@ -205,7 +212,7 @@ def configuration(num_devices: int) -> dict:
         "meta_learning_rate": given("meta_learning_rate"),
         "meta_clip": given("meta_clip"),
         "meta_batch": given("meta_batch"),
-        "second_order": FLAGS.second_order,
+        "second_order": bool(given("second_order")) and not given("evolution"),
         "num_devices": num_devices,
         "seed": FLAGS.seed,
         "export_every": FLAGS.export_every,

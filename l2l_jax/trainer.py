@@ -143,7 +143,7 @@ def meta_trainer(
             f" {len(devices)}: coordinates are divided only if the optimizer is"
             " coordinatewise, second_order is False and evolution None"
         )
-    if optimizer.coordinatewise and not second_order:
+    if optimizer.coordinatewise:
         task = on_vector(task, parts)
 
     def init(key: jax.Array) -> MetaState:

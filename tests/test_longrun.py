@@ -50,7 +50,8 @@ def by_the_book(phi, steps, a=0.03, b1=0.9, b2=0.999, averaging=0.9, r=2.0):
         c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(j)
         h = sigmoid(o) * np.tanh(c)
         x_out = phi.output.kernel[:, 0] @ h + phi.output.bias
-        s = -a * (1 + t / 1000) ** -0.25 * (seen[0] + x_out / (1 + t / 1e4))
+        factor = np.exp(np.clip(x_out / (1 + t / 1e4), -3, 3))
+        s = -a * (1 + t / 1000) ** -0.25 * factor * seen[0]
         z = z + s
         weight = (r + 1) / (t + r)
         x = (1 - weight) * x + weight * z

@@ -30,6 +30,8 @@ from l2l_jax.types import PyTree
 
 # Ages that the network tells apart: it sees tanh(t / age) of each.
 AGES = (10.0, 100.0, 1000.0)
+# Of the logarithm of what is learned to multiply a step by.
+BOUND = 3.0
 
 
 class LongrunParams(NamedTuple):
@@ -48,7 +50,7 @@ class LongrunParams(NamedTuple):
 
 def longrun_init(
     key: jax.Array,
-    hidden_sizes: tuple[int, ...] = (7,),
+    hidden_sizes: tuple[int, ...] = (5,),
     dtype: Any = jnp.float32,
 ) -> LongrunParams:
     """Initial weights φ of Longrun, with which it is its nominal rule.
@@ -61,7 +63,7 @@ def longrun_init(
       dtype: floating dtype of φ.
 
     Returns:
-      φ; 372 numbers with the default size.
+      φ; 226 numbers with the default size.
 
     Raises:
       ValueError: a size is not a positive int.
@@ -70,7 +72,7 @@ def longrun_init(
       >>> import jax
       >>> phi = longrun_init(jax.random.key(0))
       >>> phi.lstm[0].kernel.shape, sum(x.size for x in jax.tree.leaves(phi))
-      ((9, 28), 372)
+      ((7, 20), 226)
     """
     sizes = check_sizes("hidden_sizes", hidden_sizes)
     return LongrunParams(
@@ -114,7 +116,7 @@ def longrun_rule(precision: str = "highest") -> Rule:
 
 
 def _move(scalars, x_out, inputs):
-    return -scalars[0] * (inputs[0] + x_out)
+    return -scalars[0] * jnp.exp(jnp.clip(x_out, -BOUND, BOUND)) * inputs[0]
 
 
 def longrun_transform(
@@ -140,22 +142,22 @@ def longrun_transform(
     Two iterates: a fast one, z, takes steps that hardly anneal, and x averages it,
     later steps counting more. Gradients are taken at the parameters, θ = (1 - B)·z +
     B·x, which so follow the average: its noise falls as 1/t, whatever the horizon. The
-    steps are those of RMSprop, plus what a small LSTM has learned to add. At every
-    coordinate, with t = 1, 2, …, the moments as in `rnnprop_transform`, and δ = z - θ
-    and the LSTM's state 0 before the first step::
+    steps are those of RMSprop, each longer or shorter as a small LSTM has learned. At
+    every coordinate, with t = 1, 2, …, the moments as in `rnnprop_transform`, and
+    δ = z - θ and the LSTM's state 0 before the first step::
 
         g̃_t = g_t / (v̂_t^(1/2) + ε)           m̃_t = m̂_t / (v̂_t^(1/2) + ε)
         τ_t = (tanh(t/10), tanh(t/100), tanh(t/1000))
         x_out, h_t = LSTM([g̃_t, m̃_t], h_{t-1}), A^T·τ_t added to the bias of its gates
         α_t = α·(1 + t / T_α)^(-p)            λ_t = λ / (1 + t / T_λ)
-        s_t = -α_t·(g̃_t + λ_t·x_out)
+        s_t = -α_t·exp(clip(λ_t·x_out, -3, 3))·g̃_t
         c_t = (r + 1) / (t + r)
         Δθ_t = c_t·δ_{t-1} + (1 - B·(1 - c_t))·s_t
         δ_t = (1 - c_t)·(δ_{t-1} + B·s_t)
 
     The last two lines are z_t = z_{t-1} + s_t, x_t = (1 - c_t)·x_{t-1} + c_t·z_t and
-    θ = (1 - B)·z + B·x, with x and z eliminated. For φ of `longrun_init`, or λ = 0,
-    x_out adds nothing: that is the nominal rule, Schedule-Free RMSprop.
+    θ = (1 - B)·z + B·x, with x and z eliminated. For φ of `longrun_init`, or λ = 0, the
+    factor is 1: that is the nominal rule, Schedule-Free RMSprop.
 
     Args:
       params: the learned weights φ, as `longrun_init` or `load` give them. Their shapes

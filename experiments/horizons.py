@@ -41,7 +41,7 @@ VALIDATION = (
     ("digits_mlp", 1_000),
     ("digits_mlp_elu", 100),
     ("digits_mlp_elu", 1_000),
-    ("mnist_cnn_small", 100),
+    ("digits_cnn_small", 100),
     ("mnist_mlp_width40", 100),
     ("mnist_mlp_width40", 1_000),
     ("cifar10_mlp", 100),

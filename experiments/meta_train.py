@@ -6,7 +6,8 @@ final loss of the base MLP after 100 steps then .37):
     python -m experiments.meta_train --task=mnist_mlp --data_dir=DIR \
         --workdir=runs/rnnprop --num_iterations=1000 --num_devices=2
 
-DMoptimizer: the same with --optimizer=dm. A run that was killed goes on with --resume.
+DMoptimizer: the same with --optimizer=dm. Longrun: with --optimizer=longrun and without
+--task, as it has several. A run that was killed goes on with --resume.
 
 On several hosts the same command is started on each, with --distributed where JAX finds
 the others (TPU pods, SLURM), else with --coordinator_address, --num_processes and
@@ -62,13 +63,7 @@ DEFAULTS = {
         "select": "validation",
     },
     "longrun": {
-        "task": [
-            "mnist_mlp",
-            "mnist_mlp_relu",
-            "mnist_mlp_tanh",
-            "digits_mlp_depth3",
-            "digits_cnn_small",
-        ],
+        "task": ["mnist_mlp", "mnist_mlp_relu", "mnist_mlp_tanh"],
         "hidden_sizes": ["5"],
         "num_steps": 200,
         "segment_length": 200,

@@ -190,6 +190,9 @@ def configuration(num_devices: int) -> dict:
         raise ValueError(
             f"--min_steps must be at most --num_steps={steps}, got {given('min_steps')}"
         )
+    second_order = FLAGS.second_order
+    if second_order is None:
+        second_order = default.get("second_order", False) and not given("evolution")
     config = {
         "optimizer": FLAGS.optimizer,
         "sizes": {"hidden_sizes": [int(size) for size in given("hidden_sizes")]},
@@ -207,7 +210,7 @@ def configuration(num_devices: int) -> dict:
         "meta_learning_rate": given("meta_learning_rate"),
         "meta_clip": given("meta_clip"),
         "meta_batch": given("meta_batch"),
-        "second_order": bool(given("second_order")) and not given("evolution"),
+        "second_order": second_order,
         "num_devices": num_devices,
         "seed": FLAGS.seed,
         "export_every": FLAGS.export_every,

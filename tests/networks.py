@@ -1,4 +1,4 @@
-"""Weights of learned optimizers for tests: all different, and nothing to compile."""
+"""Weights for tests: all different, and nothing to compile."""
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,17 @@ def shapes_of(kind, hidden_sizes, input_size=20):
 
 def random_weights(kind, hidden_sizes, input_size=20, seed=0):
     """φ of such a network, biases too."""
+    return random_like(shapes_of(kind, hidden_sizes, input_size), seed)
+
+
+def random_like(shapes, seed=0):
+    """A tree of float32 of these shapes."""
     rng = np.random.default_rng(seed)
     draw = lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), jnp.float32)
-    return jax.tree.map(draw, shapes_of(kind, hidden_sizes, input_size))
+    return jax.tree.map(draw, shapes)
+
+
+def random_start(task):
+    """Parameters of a task whose initial ones take long to compile."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return random_like(jax.eval_shape(task.init, key, ()))

@@ -1,5 +1,7 @@
 """Meta-training divided among devices is that of one device, but for rounding."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,36 +65,49 @@ def train(optimizer, **options):
     return state.phi, losses
 
 
-def check_numbers(optimizer, numbers, **options):
-    expected, losses = train(optimizer, **options)
+train_on_one = functools.cache(train)
+
+
+def check_number(optimizer, number, **options):
+    """So many devices against one."""
+    expected, losses = train_on_one(optimizer, **options)
     assert len(set(losses)) == 3
-    for number in numbers:
-        phi, others = train(optimizer, devices=jax.devices()[:number], **options)
-        np.testing.assert_allclose(others, losses, rtol=1e-9)
-        for a, b in zip(jax.tree.leaves(phi), jax.tree.leaves(expected), strict=True):
-            assert a.dtype == jnp.float64
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
-
-
-def test_the_same_training_on_1_2_and_8_devices(x64):
-    check_numbers(RNNPROP, (2, 8), meta_batch=8)
+    phi, others = train(optimizer, devices=jax.devices()[:number], **options)
+    np.testing.assert_allclose(others, losses, rtol=1e-9)
+    for a, b in zip(jax.tree.leaves(phi), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == jnp.float64
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("meta_batch", "number"),
+    ("optimizer", "number"),
     [
-        (4, 8),  # four pairs of devices, an episode for each
-        (6, 4),  # two pairs, three episodes for each
-        (3, 2),  # no two groups: the coordinates of three episodes
+        (TINY, 2),  # four episodes for each
+        (TINY, 8),  # one
+        (TINY, 6),  # two groups of three devices, four episodes for each
+        (TINY, 3),  # no two groups: the coordinates of eight episodes
+        pytest.param(RNNPROP, 2, marks=pytest.mark.soak),
+        pytest.param(RNNPROP, 8, marks=pytest.mark.soak),
     ],
 )
-def test_episodes_and_coordinates_divided(meta_batch, number, x64):
-    check_numbers(TINY, (number,), meta_batch=meta_batch)
+def test_the_same_training_on_other_numbers_of_devices(optimizer, number, x64):
+    check_number(optimizer, number, meta_batch=8)
+
+
+def test_training_on_a_device_of_choice():
+    last = jax.devices()[-1]
+    assert last != jax.devices()[0]
+    trainer = meta_trainer(TASK, TINY, optax.sgd(1e-3), devices=[last])
+    state, metrics = trainer.iterate(
+        trainer.init(jax.random.key(0)), jax.random.key(1), 1
+    )
+    for leaf in jax.tree.leaves((state, metrics)):
+        assert leaf.devices() == {last}
 
 
 def test_episodes_are_divided_to_second_order_as_well(x64):
     options = {"meta_batch": 2, "second_order": True}
-    check_numbers(TINY, (2,), **options)
+    check_number(TINY, 2, **options)
     message = r"number of devices must divide meta_batch=2, got 4: .*coordinatewise"
     with pytest.raises(ValueError, match=message):
         train(TINY, devices=jax.devices()[:4], **options)

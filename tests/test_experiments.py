@@ -88,7 +88,9 @@ def assert_same_weights(file, other):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.soak
 def test_killed_meta_training_ends_in_the_same_bits(tmp_path):
+    """One SIGKILL; `test_signals` has one of a smaller program."""
     flags = ["--task=quadratic", "--hidden_sizes=3", "--num_iterations=200"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     binary("meta_train", *flags, f"--workdir={straight}", "--export_every=200")

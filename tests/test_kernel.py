@@ -103,7 +103,9 @@ def test_narrow_numbers():
     assert_close(found, expected, 2**-7)
 
 
-@pytest.mark.parametrize("axes", [(None, 1, 0), (0, None, None)])
+@pytest.mark.parametrize(
+    "axes", [(None, 1, 0), pytest.param((0, None, None), marks=pytest.mark.soak)]
+)
 def test_vmap(axes):
     network = ("rnnprop", (5,), 4)
     many = axes[0] is not None

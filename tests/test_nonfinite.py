@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import random_weights
 
-from l2l_jax import dm_init, dm_transform, kernel, rnnprop_init, rnnprop_transform
+from l2l_jax import dm_transform, kernel, rnnprop_transform
 from l2l_jax.optimizers import coordinatewise
 
 PHI = {
-    "rnnprop": rnnprop_init(jax.random.key(0), (3,), input_size=2),
-    "dm": dm_init(jax.random.key(0), (3,)),
+    "rnnprop": random_weights("rnnprop", (3,), input_size=2, seed=1),
+    "dm": random_weights("dm", (3,)),
 }
 TRANSFORMS = {"rnnprop": rnnprop_transform, "dm": dm_transform}
 RULES = pytest.mark.parametrize("rule", list(PHI))

@@ -11,14 +11,15 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import random_weights
 
-from l2l_jax import dm_init, dm_transform, rnnprop_init, rnnprop_transform
+from l2l_jax import dm_transform, rnnprop_transform
 from l2l_jax.preprocess import relative_gradients
 
 HIDDEN = 3
 PHI = {
-    "rnnprop": rnnprop_init(jax.random.key(0), (HIDDEN,), input_size=2),
-    "dm": dm_init(jax.random.key(0), (HIDDEN,)),
+    "rnnprop": random_weights("rnnprop", (HIDDEN,), input_size=2),
+    "dm": random_weights("dm", (HIDDEN,)),
 }
 TRANSFORMS = {"rnnprop": rnnprop_transform, "dm": dm_transform}
 TX = {rule: TRANSFORMS[rule](phi) for rule, phi in PHI.items()}

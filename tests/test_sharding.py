@@ -9,13 +9,11 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from networks import random_weights
 
 from l2l_jax import (
-    dm_init,
     dm_transform,
-    longrun_init,
     longrun_transform,
-    rnnprop_init,
     rnnprop_transform,
     state_sharding,
 )
@@ -24,9 +22,9 @@ from l2l_jax.optimizers import coordinatewise
 
 P = PartitionSpec
 PHI = {
-    "rnnprop": rnnprop_init(jax.random.key(0), (3,), 2),
-    "dm": dm_init(jax.random.key(0), (3,)),
-    "longrun": longrun_init(jax.random.key(0), (3,)),
+    "rnnprop": random_weights("rnnprop", (3,), input_size=2),
+    "dm": random_weights("dm", (3,)),
+    "longrun": random_weights("longrun", (3,)),
 }
 TRANSFORMS = {
     "rnnprop": rnnprop_transform,
@@ -234,7 +232,7 @@ def test_without_shardy():
 def test_memory_of_a_large_leaf(monkeypatch):
     """On each device its part of the state, and a chunk's work space."""
     monkeypatch.setattr(coordinatewise, "in_chunks", in_chunks)
-    tx = rnnprop_transform(rnnprop_init(jax.random.key(0)))
+    tx = rnnprop_transform(random_weights("rnnprop", (20, 20)))
     there = NamedSharding(make_mesh(AUTO, AUTO), P("x", "y"))
     g = jax.ShapeDtypeStruct((1600, 1000), jnp.float32, sharding=there)
     state = jax.tree.map(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import random_start
 
 from l2l_jax import (
     Task,
@@ -113,13 +114,13 @@ def test_convex_function_and_its_clip():
 
 def test_base_mlp_and_its_initial_parameters():
     task = classification_task(MLP(), data((28, 28, 1)), batch_size=8)
-    params = jax.jit(task.init)(KEY, ())
+    params = task.init(KEY, ())
     flat = np.concatenate([x.ravel() for x in jax.tree.leaves(params)])
     assert flat.size == 15_910
     np.testing.assert_allclose([flat.mean(), flat.std()], [0, 0.1], atol=0.003)
     assert np.all(params["Dense_0"]["bias"] != 0)
     own = classification_task(MLP(), data(), batch_size=8, init_std=None)
-    assert np.all(jax.jit(own.init)(KEY, ())["Dense_0"]["bias"] == 0)
+    assert np.all(own.init(KEY, ())["Dense_0"]["bias"] == 0)
     assert task.data.images.dtype == jnp.uint8
 
 
@@ -128,7 +129,7 @@ def test_loss_is_the_mean_cross_entropy(activation):
     module = MLP(depth=2, width=5, activation=activation)
     set_ = data()
     task = classification_task(module, set_, batch_size=8, pixel_range=(-0.5, 0.5))
-    params = task.init(KEY, ())
+    params = random_start(task)
     indices = task.batches(KEY, task.data, (), jnp.int32(3), 2)
     x = set_.images[indices[1]] / 255 - 0.5
     logits = np.asarray(module.apply({"params": params}, jnp.float32(x)), float)
@@ -151,7 +152,7 @@ def test_shifted_convolutions_are_those_of_xla():
         )
         for convolution in ("shifted", "xla")
     )
-    params = jax.jit(shifted.init)(KEY, ())
+    params = random_start(shifted)
     found, expected = (
         jax.jit(jax.value_and_grad(task.loss))(params, task.data, (), jnp.arange(4))
         for task in (shifted, xla)
@@ -223,7 +224,7 @@ def test_sine_waves():
 def test_sine_lstm_is_the_recursion(layers):
     """Gates i, f, g, o without a forget bias, zero state, read-out of the last h."""
     task = sine_task(layers, hidden=3, batch_size=4)
-    params = task.init(KEY, ())
+    params = random_start(task)
     seen, target = sine_waves(jax.random.key(5), 4, 10, 0.1)
 
     def sigmoid(x):

@@ -2,6 +2,10 @@
 
 import os
 
+# What a test compiles it runs a few times: LLVM's optimizations take longer than they
+# save. `optimized` has them where numbers are compared; the environment may have a say.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import pytest
 
@@ -21,6 +25,15 @@ def compiled_once(tmp_path_factory):
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(base / "compiled"))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """Compiles as it is done for users."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from l2l_jax.blockwise import blockwise_meta_gradient, on_vector
 from l2l_jax.fused import elu, fused_cell
 from l2l_jax.lstm import LSTMState, LSTMWeights, lstm_cell
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 # Not a parabola, so that gradients matter; nothing random, so that it compiles fast.
 TASK = Task(
     (),

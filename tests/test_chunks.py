@@ -12,6 +12,8 @@ from networks import random_weights
 from l2l_jax import rnnprop_transform
 from l2l_jax.chunks import in_chunks
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def step(shared, g, state):
     """Something of every coordinate's own, with several axes in front."""

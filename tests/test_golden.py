@@ -12,6 +12,8 @@ from l2l_jax import Task, meta_gradient, no_batches, segment_weights, start_epis
 from l2l_jax.blockwise import blockwise_meta_gradient
 from l2l_jax.preprocess import log_and_sign, relative_gradients
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 KINDS = pytest.mark.parametrize("kind", ["rnnprop", "dm"])
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["plain", "fused"])
 

@@ -16,6 +16,8 @@ from l2l_jax.optimizers import coordinatewise
 from l2l_jax.optimizers.dm import DMState, dm_rule
 from l2l_jax.optimizers.rnnprop import RNNpropState, rnnprop_rule
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 TRANSFORMS = {"rnnprop": rnnprop_transform, "dm": dm_transform}
 # Layers' sizes, and that of the input layer for RNNprop: tiles that fit, tiles that are
 # padded, several.
@@ -74,10 +76,12 @@ def assert_close(found, expected, tolerance=1e-5):
     ("network", "shape", "options"),
     [
         pytest.param(NETWORKS[0], (5, 7), {"block": 16}, marks=pytest.mark.soak),
-        (NETWORKS[1], (5, 7), {"block": 16, "form": "cases"}),
+        pytest.param(
+            NETWORKS[1], (5, 7), {"block": 16, "form": "cases"}, marks=pytest.mark.soak
+        ),
         (NETWORKS[2], (2, 64), {"precision": "high"}),
         (NETWORKS[3], (3,), {"precision": "default"}),
-        (NETWORKS[4], (), {}),
+        (NETWORKS[4], (), {"form": "cases"}),
     ],
 )
 def test_steps_are_those_of_the_plain_optimizer(network, shape, options):

@@ -24,6 +24,8 @@ from l2l_jax import (
 )
 from l2l_jax.meta import MetaState, meta_step
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 SMALL = {"hidden_sizes": (3,), "input_size": 3}
 OPTIMIZER = learned_optimizer("rnnprop", SMALL)
 PHI = random_weights("rnnprop", **SMALL)

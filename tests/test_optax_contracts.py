@@ -121,7 +121,10 @@ def suites(rule):
 
 for _rule in TRANSFORMS:
     for _suite in suites(_rule):
-        globals().update(load(_suite, _rule))
+        _found = load(_suite, _rule)
+        if _rule == "dm":  # it takes a minute for what RNNprop has shown
+            _found = {name: pytest.mark.soak(cls) for name, cls in _found.items()}
+        globals().update(_found)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import l2l_jax
 from l2l_jax import evaluator, load_pretrained
 from l2l_jax.tasks import MLP, classification_task, load_dataset
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 DIRECTORY = pathlib.Path(l2l_jax.__file__).parent / "pretrained"
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.npz"))
 

@@ -92,7 +92,7 @@ def two_steps(rule):
 
 SOAK = pytest.mark.soak
 CASES = [
-    ("rnnprop", "auto", (AUTO, AUTO), P(), P()),
+    pytest.param("rnnprop", "auto", (AUTO, AUTO), P(), P(), marks=SOAK),
     pytest.param("rnnprop", "auto", (AUTO, AUTO), P("x"), P("y"), marks=SOAK),
     ("rnnprop", "auto", (AUTO, AUTO), P(None, "y"), P()),
     ("rnnprop", "auto", (AUTO, AUTO), P("x", "y"), P(("x", "y"))),
@@ -125,7 +125,9 @@ def test_steps_are_the_unsharded_ones(rule, implementation, types, w, b):
     assert_at((updates, state), (placed, expected_at))
 
 
-@pytest.mark.parametrize("types", [(AUTO, AUTO), (EXPLICIT, EXPLICIT)])
+@pytest.mark.parametrize(
+    "types", [(AUTO, AUTO), pytest.param((EXPLICIT, EXPLICIT), marks=SOAK)]
+)
 def test_without_jit(types):
     tx, mesh = make("dm"), make_mesh(*types)
     placed = {"w": NamedSharding(mesh, P("x", "y")), "b": NamedSharding(mesh, P("x"))}
@@ -135,7 +137,9 @@ def test_without_jit(types):
     assert_at((updates, state), (placed, state_sharding(tx, first)))
 
 
-@pytest.mark.parametrize("types", [(AUTO, AUTO), (EXPLICIT, EXPLICIT)])
+@pytest.mark.parametrize(
+    "types", [(AUTO, AUTO), pytest.param((EXPLICIT, EXPLICIT), marks=SOAK)]
+)
 def test_derivatives(types, x64):
     def objective(phi, g):
         tx = dm_transform(phi)

@@ -11,6 +11,8 @@ from scipy import special
 
 from l2l_jax.tasks.shuffle import minibatch_indices
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 KEY = jax.random.key(0)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from experiments import common, paper, report, task_table
 from l2l_jax import Evaluation, Evaluator, Learned, evaluator, learned_optimizer, load
 from l2l_jax.baselines import EXPONENTS, SCHEDULED, Tuning, baseline, tune
-from l2l_jax.tasks import accuracy, load_dataset
+from l2l_jax.tasks import accuracy
 
 POINTS = 500  # of a stored curve, at most
 LONG = 10_000  # steps from which there are fewer runs
@@ -287,11 +287,10 @@ def _evaluator(
 
 @functools.lru_cache(maxsize=2)
 def _accuracy(name: str, data_dir: str | None, source: str):
-    data = name.split("_", 1)[0]
     return accuracy(
         task_table.make_module(name),
-        load_dataset(data, "test", data_dir, source),
-        pixel_range=task_table.PIXEL_RANGES[data],
+        task_table.make_dataset(name, data_dir, source, "test"),
+        pixel_range=task_table.pixel_range(name),
     )
 
 

@@ -106,8 +106,8 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
     "loss_weights",
     None,
-    "Weights of the losses of a segment in the meta-loss: 'last', 'mean', 'half' or"
-    " --segment_length numbers joined by commas.",
+    "Weights of the losses of a segment in the meta-loss: 'last', 'mean', 'half',"
+    " 'octaves' (with --evolution) or --segment_length numbers joined by commas.",
 )
 flags.DEFINE_bool("log_loss", None, "Take the meta-loss's logarithm.")
 flags.DEFINE_float(
@@ -178,7 +178,7 @@ def configuration(num_devices: int) -> dict:
         return default.get(name) if value is None else value
 
     weights = given("loss_weights")
-    if weights not in ("last", "mean", "half"):
+    if weights not in ("last", "mean", "half", "octaves"):
         weights = [float(w) for w in weights.split(",")]
     length, steps = given("segment_length"), given("num_steps")
     for name in ("num_steps", "min_steps"):

@@ -48,17 +48,14 @@ CARD = """\
 
 def command(config: dict, iterations: int) -> str:
     """What repeats the run."""
-    words = [
-        "python -m experiments.meta_train",
-        f"--optimizer={config['optimizer']}",
-        f"--task={config['task']}",
-        "--data_dir=DIR",
-        "--workdir=RUN",
-        f"--num_iterations={iterations}",
-    ]
-    same = ("scaling", "convex", "convex_scaling", "seed", "select", "num_devices")
-    words += [f"--{key}={str(config[key]).lower()}" for key in same]
-    return " ".join([*words, f"--export_every={config['export_every']}"])
+    config = {**config, **config["sizes"]}
+    del config["sizes"]
+    flags = {"data_dir": "DIR", "workdir": "RUN", "num_iterations": iterations}
+    words = ["python -m experiments.meta_train"]
+    for key, value in {**config, **flags}.items():
+        values = value if isinstance(value, list) else [value]
+        words.append(f"--{key}={','.join(str(x) for x in values)}")
+    return " ".join(words)
 
 
 def main(argv: list[str]) -> None:

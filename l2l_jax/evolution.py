@@ -39,7 +39,7 @@ def evolution_gradient(
       transform: `transform(φ)`.
       task: the optimizee.
       episode: where the segment starts.
-      weights: w (T,).
+      weights: w (T,); of (K, T) the mean of the K losses, or of their logarithms.
       sigma: σ > 0, how far from φ.
       log_loss: of log L instead of L. Differences are then cut at 1, and a rollout
         whose loss is not finite counts as the worse one.
@@ -62,8 +62,9 @@ def evolution_gradient(
         return meta_loss(perturbed, transform, task, episode, weights)
 
     losses, after = jax.vmap(rollout)(jnp.array([1.0, -1.0]))
+    losses = jnp.log(losses) if log_loss else losses
+    losses = jnp.mean(losses.reshape(2, -1), axis=1)
     if log_loss:
-        losses = jnp.log(losses)
         ranked = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
         # Neither is finite: inf - inf is no number, and says nothing.
         difference = jnp.nan_to_num(jnp.clip(ranked[0] - ranked[1], -1, 1))

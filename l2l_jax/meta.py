@@ -160,23 +160,30 @@ def unroll(
     return jax.lax.scan(step, episode, batches, length)
 
 
+OCTAVES = 5
+
+
 def segment_weights(weights: str | Sequence[float], length: int) -> np.ndarray:
     """The weights w_t of the losses of one segment in the meta-loss.
 
     Args:
       weights: "last" (w_T = 1, all others 0: RNNprop), "mean" (w_t = 1/T: DMoptimizer),
-        "half" (the mean of the last T/2, rounded up), or the numbers themselves.
-      length: T, steps of a segment.
+        "half" (the mean of the last T/2, rounded up), "octaves" (five means at once, of
+        the steps T/2 to T, T/4 to T/2, and so on), or the numbers themselves.
+      length: T, steps of a segment; for "octaves" at least 32.
 
     Returns:
-      Float array (T,).
+      Float array (T,); (5, T) for "octaves".
 
     Raises:
-      ValueError: an unknown word, or not T finite numbers of which one is not 0.
+      ValueError: an unknown word, too few steps for it, or not T finite numbers of
+        which one is not 0.
 
     Example:
       >>> segment_weights("last", 3).tolist()
       [0.0, 0.0, 1.0]
+      >>> (segment_weights("octaves", 64) > 0).sum(1).tolist()
+      [32, 16, 8, 4, 2]
     """
     if isinstance(weights, str):
         if weights == "last":
@@ -186,13 +193,18 @@ def segment_weights(weights: str | Sequence[float], length: int) -> np.ndarray:
         if weights == "half":
             second = np.arange(length) >= length // 2
             return second / second.sum()
+        if weights == "octaves" and length >= 2**OCTAVES:
+            ends = np.array([length // 2**k for k in range(OCTAVES + 1)])
+            steps = np.arange(length)
+            inside = (steps >= ends[1:, None]) & (steps < ends[:-1, None])
+            return inside / inside.sum(1, keepdims=True)
     else:
         array = np.asarray(weights, float)
         if array.shape == (length,) and np.isfinite(array).all() and array.any():
             return array
     raise ValueError(
-        f"weights must be 'last', 'mean', 'half' or {length} finite numbers, not all 0,"
-        f" got {weights!r}"
+        f"weights must be 'last', 'mean', 'half', 'octaves' of at least {2**OCTAVES}"
+        f" steps or {length} finite numbers, not all 0, got {weights!r}"
     )
 
 
@@ -212,16 +224,17 @@ def meta_loss(
       task: the optimizee.
       episode: where the segment starts. It does not depend on φ here: the truncation is
         that the caller hands in a constant.
-      weights: w (T,), as many as the segment has steps.
+      weights: w (T,), as many as the segment has steps; (K, T) for K sums at once.
       second_order: as in `inner_step`.
 
     Returns:
-      L, and the episode after the segment.
+      L, () or (K,), and the episode after the segment.
     """
     after, losses = unroll(
-        task, transform(phi), episode, len(weights), second_order=second_order
+        task, transform(phi), episode, jnp.shape(weights)[-1], second_order=second_order
     )
-    return jnp.vdot(jnp.asarray(weights, losses.dtype), losses), after
+    weights = jnp.asarray(weights, losses.dtype)
+    return jnp.matmul(weights, losses, precision="highest"), after
 
 
 def meta_gradient(

@@ -130,6 +130,8 @@ def meta_trainer(
         check_number("evolution", evolution, 0, low_open=True)
         if second_order:
             raise ValueError("second_order must be False, got True with evolution")
+    elif of_steps.ndim > 1:
+        raise ValueError(f"weights {weights!r} are several losses, for evolution only")
     check_task(task)
 
     home = devices[0] if devices else None

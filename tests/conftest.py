@@ -30,7 +30,7 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture(scope="module")
 def optimized():
     """Compiles as it is done for users."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

@@ -1,5 +1,7 @@
 """Evolution strategies: unbiased on a parabola, robust to losses that are NaN."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,24 @@ def test_of_the_logarithm():
     np.testing.assert_array_less(distance, 4 * error)
 
 
+def test_of_several_losses():
+    """The mean of what it is of each; ε is the same."""
+    phi = jnp.array([0.3, 0.1, -0.2])
+    episode = start_episode(BOWL, constant(phi), jax.random.key(0))
+
+    @jax.jit
+    def estimate(phi, rows):
+        of = functools.partial(evolution_gradient, phi, constant, BOWL, episode)
+        (loss, _), slope = of(rows, 0.01, log_loss=True)
+        return loss, slope
+
+    rows = np.stack([WEIGHTS, [1.0, 2.0, 0.0]])
+    found, *each = (estimate(phi, x) for x in (rows, *rows))
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *each)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3)
+
+
 def test_a_loss_that_is_no_number_is_the_worse_one():
     """To one side of φ the logarithm of the loss is not finite: away from there."""
     cliff = make_task(lambda theta: jnp.where(theta[0] > 0, jnp.nan, 1.0))
@@ -109,6 +129,7 @@ def test_a_training_finds_the_minimum():
     [
         ({"evolution": 0.0}, "evolution must"),
         ({"evolution": 0.1, "second_order": True}, "second_order must"),
+        ({"weights": "octaves", "segment_length": 32}, "for evolution only"),
         ({"evolution": 0.1, "devices": jax.devices()[:1] * 2}, "evolution None"),
     ],
 )

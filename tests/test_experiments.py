@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -62,10 +63,11 @@ def test_publish(trained, tmp_path):
     flags = [f"--workdir={trained[0]}", "--name=mine", f"--outdir={tmp_path}"]
     binary("publish", *flags)
     assert load(tmp_path / "mine.npz").training["iterations"] == 2
-    assert (
-        "2 of 2 done, selected by training loss" in (tmp_path / "mine.md").read_text()
-    )
+    card = (tmp_path / "mine.md").read_text()
+    assert "2 of 2 done, selected by training loss" in card
     assert len((tmp_path / "mine.csv").read_text().splitlines()) == 3
+    (command,) = re.findall("`python -m experiments.(.*)`", card)
+    binary(*command.split(), "--only_check_args")
     assert "--overwrite" in binary("publish", *flags, fails=True)
 
 

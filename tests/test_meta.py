@@ -256,7 +256,7 @@ def test_a_single_step_takes_any_outer_optimizer():
 
 
 @pytest.mark.parametrize(
-    "weights", ["first", [1.0, 2.0], [0.0, 0.0, 0.0], [1.0, np.nan, 0.0]]
+    "weights", ["first", "octaves", [1.0, 2.0], [0.0, 0.0, 0.0], [1.0, np.nan, 0.0]]
 )
 def test_bad_loss_weights(weights):
     with pytest.raises(ValueError, match="weights must be"):

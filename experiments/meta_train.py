@@ -63,18 +63,22 @@ DEFAULTS = {
         "select": "validation",
     },
     "longrun": {
-        "task": ["mnist_mlp", "mnist_mlp_relu", "mnist_mlp_tanh"],
+        "task": [
+            "mnist14_mlp",
+            "mnist14_mlp_relu",
+            "mnist14_mlp_tanh",
+            "mnist14_mlp_relu_depth2",
+        ],
         "hidden_sizes": ["5"],
-        "num_steps": 200,
-        "segment_length": 200,
-        "loss_weights": "half",
+        "num_steps": 1000,
+        "segment_length": 1000,
+        "loss_weights": "octaves",
         "log_loss": True,
-        "second_order": True,
-        "meta_batch": 1,
+        "evolution": 0.05,
+        "meta_batch": 8,
         "scaling": 0.0,
         "convex": False,
-        "meta_learning_rate": 2e-3,
-        "meta_clip": 0.3,
+        "meta_learning_rate": 2e-2,
         "select": "validation",
     },
 }
@@ -144,7 +148,7 @@ flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.DEFINE_bool(
-    "second_order", None, "Keep second derivatives of the task in the meta-gradient."
+    "second_order", False, "Keep second derivatives of the task in the meta-gradient."
 )
 common.define_devices()
 common.define_processes()
@@ -190,9 +194,9 @@ def configuration(num_devices: int) -> dict:
         raise ValueError(
             f"--min_steps must be at most --num_steps={steps}, got {given('min_steps')}"
         )
-    second_order = FLAGS.second_order
-    if second_order is None:
-        second_order = default.get("second_order", False) and not given("evolution")
+    evolution = given("evolution")
+    if FLAGS.second_order and FLAGS.evolution is None:
+        evolution = None  # one or the other
     config = {
         "optimizer": FLAGS.optimizer,
         "sizes": {"hidden_sizes": [int(size) for size in given("hidden_sizes")]},
@@ -206,11 +210,11 @@ def configuration(num_devices: int) -> dict:
         "segment_length": length,
         "loss_weights": weights,
         "log_loss": given("log_loss") or None,
-        "evolution": given("evolution"),
+        "evolution": evolution,
         "meta_learning_rate": given("meta_learning_rate"),
         "meta_clip": given("meta_clip"),
         "meta_batch": given("meta_batch"),
-        "second_order": second_order,
+        "second_order": FLAGS.second_order,
         "num_devices": num_devices,
         "seed": FLAGS.seed,
         "export_every": FLAGS.export_every,

@@ -27,6 +27,7 @@ NETWORKS = {
     "mlp_relu": lambda: MLP(activation="relu"),
     "mlp_elu": lambda: MLP(activation="elu"),
     "mlp_tanh": lambda: MLP(activation="tanh"),
+    "mlp_relu_depth2": lambda: MLP(depth=2, activation="relu"),
     "mlp_width40": lambda: MLP(width=40),
     **{f"mlp_depth{n}": lambda n=n: MLP(depth=n) for n in range(2, 11)},
     "cnn_small": lambda: CNN("c-p-c-p-f", channels=(8, 16)),

@@ -76,7 +76,8 @@ DEFAULTS = {
         "log_loss": True,
         "evolution": 0.05,
         "meta_batch": 8,
-        "scaling": 0.0,
+        "scaling": 0.5,
+        "shared_scaling": 1.4,
         "convex": False,
         "meta_learning_rate": 2e-2,
         "select": "validation",
@@ -124,6 +125,12 @@ flags.DEFINE_float(
     "scaling",
     None,
     "Bound L of Random Scaling of the task, factors exp(U[-L, L]); 0: none.",
+    lower_bound=0,
+)
+flags.DEFINE_float(
+    "shared_scaling",
+    None,
+    "The same with one factor for all coordinates, on top of --scaling; 0: none.",
     lower_bound=0,
 )
 flags.DEFINE_bool(
@@ -203,6 +210,7 @@ def configuration(num_devices: int) -> dict:
         "task": ",".join(given("task")),
         "data_source": FLAGS.data_source,
         "scaling": given("scaling"),
+        "shared_scaling": given("shared_scaling") or None,
         "convex": given("convex"),
         "convex_scaling": FLAGS.convex_scaling,
         "num_steps": steps,
@@ -227,6 +235,8 @@ def training_task(task: Task, config: dict) -> Task:
     """The task with the tricks that the configuration asks for."""
     if config["scaling"]:
         task = random_scaling(task, config["scaling"])
+    if config.get("shared_scaling"):
+        task = random_scaling(task, config["shared_scaling"], shared=True)
     if config["convex"]:
         convex = random_scaling(convex_task(), config["convex_scaling"])
         task = combine(task, convex)

@@ -49,9 +49,12 @@ def tree_task():
     )
 
 
-@pytest.mark.parametrize("task", [tree_task(), quadratic_task(5)])
-def test_random_scaling_identities(task):
-    scaled = random_scaling(task, 2.0)
+@pytest.mark.parametrize(
+    ("task", "shared"),
+    [(tree_task(), False), (tree_task(), True), (quadratic_task(5), False)],
+)
+def test_random_scaling_identities(task, shared):
+    scaled = random_scaling(task, 2.0, shared=shared)
     instance, c = scaled.sample(KEY)
     theta = scaled.init(jax.random.key(1), (instance, c))
     plain = task.init(jax.random.key(1), instance)
@@ -70,7 +73,9 @@ def test_random_scaling_identities(task):
         jax.tree.leaves(jax.grad(f_c)(theta)), jax.tree.leaves(slopes), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4)
-    assert all(jnp.all(jnp.abs(jnp.log(x)) <= 2.0001) for x in jax.tree.leaves(c))
+    logs = [np.log(x).ravel() for x in jax.tree.leaves(c)]
+    assert all(np.all(np.abs(x) <= 2.0001) for x in logs)
+    assert (len(np.unique(np.concatenate(logs))) == 1) == shared
 
 
 def test_no_bound_is_the_identity_and_scales_are_log_uniform():

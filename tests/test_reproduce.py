@@ -327,6 +327,18 @@ def test_accuracy_is_the_fraction_of_right_answers():
         accuracy(MLP(), data, pixel_range=(1.0, 0.0))
 
 
+def test_half_the_resolution(monkeypatch):
+    """Means of 2 x 2 pixels, rounded; one of them counts as four."""
+    images = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1) * 16
+    whole = Dataset(images, np.zeros(1, np.int32))
+    monkeypatch.setattr(task_table, "load_dataset", lambda *_: whole)
+    found = task_table.make_dataset("mnist14_mlp").images
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found[0, :, :, 0], [[40, 72], [168, 200]])
+    assert task_table.make_dataset("mnist_mlp") is whole
+    assert task_table.pixel_range("mnist14_mlp") == (0, 4)
+
+
 def test_groups_of_runs_make_one_cell(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     asked, expected = [], []

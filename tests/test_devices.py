@@ -80,18 +80,22 @@ def check_number(optimizer, number, **options):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "number"),
+    ("optimizer", "meta_batch", "number"),
     [
-        (TINY, 2),  # four episodes for each
-        (TINY, 8),  # one
-        (TINY, 6),  # two groups of three devices, four episodes for each
-        (TINY, 3),  # no two groups: the coordinates of eight episodes
-        pytest.param(RNNPROP, 2, marks=pytest.mark.soak),
-        pytest.param(RNNPROP, 8, marks=pytest.mark.soak),
+        (TINY, 8, 2),  # four episodes for each
+        (TINY, 8, 8),  # one
+        (TINY, 8, 6),  # two groups of three devices, four episodes for each
+        (TINY, 8, 3),  # no two groups: the coordinates of eight episodes
+        # Four pairs of devices, an episode for each.
+        pytest.param(TINY, 4, 8, marks=pytest.mark.soak),
+        pytest.param(RNNPROP, 8, 2, marks=pytest.mark.soak),
+        pytest.param(RNNPROP, 8, 8, marks=pytest.mark.soak),
     ],
 )
-def test_the_same_training_on_other_numbers_of_devices(optimizer, number, x64):
-    check_number(optimizer, number, meta_batch=8)
+def test_the_same_training_on_other_numbers_of_devices(
+    optimizer, meta_batch, number, x64
+):
+    check_number(optimizer, number, meta_batch=meta_batch)
 
 
 def test_training_on_a_device_of_choice():

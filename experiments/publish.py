@@ -48,13 +48,13 @@ CARD = """\
 
 def command(config: dict, iterations: int) -> str:
     """What repeats the run."""
-    config = {**config, **config["sizes"]}
-    del config["sizes"]
-    flags = {"data_dir": "DIR", "workdir": "RUN", "num_iterations": iterations}
+    where = {"data_dir": "DIR", "workdir": "RUN", "num_iterations": iterations}
+    values = {**config, **config["sizes"], **where}
+    del values["sizes"]
     words = ["python -m experiments.meta_train"]
-    for key, value in {**config, **flags}.items():
-        values = value if isinstance(value, list) else [value]
-        words.append(f"--{key}={','.join(str(x) for x in values)}")
+    for key, value in values.items():
+        parts = value if isinstance(value, list) else [value]
+        words.append(f"--{key}={','.join(map(str, parts))}")
     return " ".join(words)
 
 

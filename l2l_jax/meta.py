@@ -160,6 +160,7 @@ def unroll(
     return jax.lax.scan(step, episode, batches, length)
 
 
+# Of an episode, for which the meta-loss "octaves" has a part each.
 OCTAVES = 5
 
 

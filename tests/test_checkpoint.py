@@ -125,7 +125,7 @@ def test_damage_is_never_restored(tmp_path, damage):
             iteration, restored = checkpoint.restore(tmp_path, state)
         except ValueError as error:
             # No pytest.raises: not every damage has to be noticed.
-            assert str(newest) in str(error)  # noqa: PT017  see above
+            assert str(newest) in str(error)  # noqa: PT017  not every one is raised
             assert str(newest.with_name("1")) in str(error)  # noqa: PT017  likewise
             noticed += 1
         else:

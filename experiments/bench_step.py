@@ -39,7 +39,7 @@ LEARNED = {
     "rnnprop 2x20": (rnnprop_transform, rnnprop_init, FULL, {}),
     "rnnprop 1x8": (rnnprop_transform, rnnprop_init, SMALL, {}),
     "dm 2x20": (dm_transform, dm_init, FULL, {}),
-    "longrun 1x5": (longrun_transform, longrun_init, {"hidden_sizes": (5,)}, {}),
+    "longrun": (longrun_transform, longrun_init, {}, {}),
 }
 KERNELS = {
     f"rnnprop 2x20 kernel, {precision}": (
@@ -59,8 +59,8 @@ def optimizers() -> dict[str, tuple[optax.GradientTransformation, tuple, int]]:
     for name, row in {**LEARNED, **(KERNELS if on_gpu else {})}.items():
         transform, init, sizes, options = row
         phi = init(jax.random.key(0), **sizes)
-        hidden = sizes["hidden_sizes"]
-        inputs = phi.lstm[0].kernel.shape[0] - hidden[0]
+        hidden = sizes.get("hidden_sizes", ())
+        inputs = phi.lstm[0].kernel.shape[0] - hidden[0] if hidden else 0
         found[name] = (transform(phi, **options), hidden, inputs)
     return found
 

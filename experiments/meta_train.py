@@ -69,17 +69,15 @@ DEFAULTS = {
             "mnist14_mlp_tanh",
             "mnist14_mlp_relu_depth2",
         ],
-        "hidden_sizes": ["5"],
         "num_steps": 1000,
         "segment_length": 1000,
         "loss_weights": "octaves",
         "log_loss": True,
-        "evolution": 0.05,
+        "evolution": 0.1,
         "meta_batch": 8,
-        "scaling": 0.5,
-        "shared_scaling": 1.4,
+        "scaling": 0.0,
         "convex": False,
-        "meta_learning_rate": 2e-2,
+        "meta_learning_rate": 3e-2,
         "select": "validation",
     },
 }
@@ -204,9 +202,12 @@ def configuration(num_devices: int) -> dict:
     evolution = given("evolution")
     if FLAGS.second_order and FLAGS.evolution is None:
         evolution = None  # one or the other
+    sizes = given("hidden_sizes")
+    if sizes and FLAGS.optimizer == "longrun":
+        raise ValueError("--hidden_sizes must be left out with --optimizer=longrun")
     config = {
         "optimizer": FLAGS.optimizer,
-        "sizes": {"hidden_sizes": [int(size) for size in given("hidden_sizes")]},
+        "sizes": {"hidden_sizes": [int(size) for size in sizes]} if sizes else {},
         "task": ",".join(given("task")),
         "data_source": FLAGS.data_source,
         "scaling": given("scaling"),
@@ -271,7 +272,7 @@ def main(argv: list[str]) -> None:
     devices = common.devices()
     config = configuration(len(devices))
     first = jax.process_index() == 0
-    sizes = {"hidden_sizes": tuple(config["sizes"]["hidden_sizes"])}
+    sizes = {name: tuple(value) for name, value in config["sizes"].items()}
     optimizer = learned_optimizer(config["optimizer"], sizes)
     outer = optax.adam(config["meta_learning_rate"])
     if "meta_clip" in config:

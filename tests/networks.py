@@ -7,16 +7,18 @@ import numpy as np
 from l2l_jax import dm_init, longrun_init, rnnprop_init
 
 
-def shapes_of(kind, hidden_sizes, input_size=20):
+def shapes_of(kind, hidden_sizes=(), input_size=20):
     """φ as shapes; `input_size` is that of RNNprop's layer in front."""
-    front = (input_size,) if kind == "rnnprop" else ()
+    sizes = {
+        "dm": (hidden_sizes,),
+        "longrun": (),
+        "rnnprop": (hidden_sizes, input_size),
+    }[kind]
     init = {"dm": dm_init, "longrun": longrun_init, "rnnprop": rnnprop_init}[kind]
-    return jax.eval_shape(
-        lambda key: init(key, hidden_sizes, *front), jax.random.key(0)
-    )
+    return jax.eval_shape(lambda key: init(key, *sizes), jax.random.key(0))
 
 
-def random_weights(kind, hidden_sizes, input_size=20, seed=0):
+def random_weights(kind, hidden_sizes=(), input_size=20, seed=0):
     """φ of such a network, biases too."""
     return random_like(shapes_of(kind, hidden_sizes, input_size), seed)
 

@@ -187,7 +187,7 @@ def test_longrun_on_two_tasks(tmp_path):
     assert runs.read_validation(tmp_path)["iteration"].tolist() == [1, 2]
     learned = load(tmp_path / "weights" / "00000002.npz")
     assert learned.training["task"] == "quadratic,convex"
-    assert np.any(learned.params.output.kernel != 0)
+    assert np.any(learned.params.factor != 0)
     message = binary("meta_train", "--task=mnist_mlp,other", "--workdir=x", fails=True)
     assert "digits_mlp" in message
 

@@ -11,7 +11,7 @@ from l2l_jax import Learned, save
 
 @pytest.fixture
 def weights(tmp_path):
-    phi = random_weights("longrun", (3,))
+    phi = random_weights("longrun")
     save(tmp_path / "longrun.npz", Learned("longrun", phi, {"step_size": 0.02}))
     found = cells.read_weights([], tmp_path, horizons.WEIGHTS)
     return long_horizon.with_variants(found)

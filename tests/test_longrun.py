@@ -10,9 +10,9 @@ from networks import random_weights
 
 from l2l_jax import longrun_init, longrun_transform
 
-PHI = random_weights("longrun", (3,))
-# The read-out that it starts with, so that the network has no say.
-NOMINAL = PHI._replace(output=jax.tree.map(jnp.zeros_like, PHI.output))
+# Large enough that the bound of the factor is met.
+PHI = jax.tree.map(lambda w: 4 * w, random_weights("longrun"))
+NOMINAL = longrun_init()
 STEPS = np.random.default_rng(0).normal(size=(12, 5)) * [1e-3, 0.1, 1, 10, 0]
 
 
@@ -30,39 +30,39 @@ def walk(tx, steps=STEPS):
     return np.asarray(run(steps)[1])
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def by_the_book(phi, steps, a=0.03, b1=0.9, b2=0.999, averaging=0.9, r=2.0):
+def by_the_book(phi, steps, a=0.03, slow=0.99, averaging=0.9, r=2.0):
     """The recursion with z and x in it; the other numbers at their defaults."""
-    phi = jax.tree.map(np.float64, phi)
-    hidden, size = phi.output.kernel.size, steps.shape[1]
-    m, v, z, x = np.zeros((4, size))
-    c, h = np.zeros((2, hidden, size))
+    weights, size = np.float64(phi.factor), steps.shape[1]
+    m, m_slow, v, z, x = np.zeros((5, size))
     for t, g in enumerate(steps, 1):
-        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
-        root = np.sqrt(v / (1 - b2**t)) + 1e-8
-        seen = np.stack([g / root, m / (1 - b1**t) / root])
-        age = np.tanh(t / np.array([10.0, 100.0, 1000.0]))
-        bias = phi.lstm[0].bias + age @ phi.age
-        gates = phi.lstm[0].kernel.T @ np.concatenate([seen, h]) + bias[:, None]
-        i, j, f, o = np.split(gates, 4)
-        c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(j)
-        h = sigmoid(o) * np.tanh(c)
-        x_out = phi.output.kernel[:, 0] @ h + phi.output.bias
-        factor = np.exp(np.clip(x_out / (1 + t / 1e4), -3, 3))
-        s = -a * (1 + t / 1000) ** -0.25 * factor * seen[0]
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        m_slow = slow * m_slow + (1 - slow) * g
+        root = np.sqrt(v / (1 - 0.999**t)) + 1e-8
+        g, near, far = g / root, m / (1 - 0.9**t) / root, m_slow / (1 - slow**t) / root
+        signals = np.stack(
+            [
+                np.ones(size),
+                np.abs(near) - 0.25,
+                np.clip(near * g, -1, 1),
+                np.abs(far) - 0.1,
+                np.clip(far * g, -1, 1),
+            ]
+        )
+        ages = [1, *(np.tanh(t / np.array([10.0, 100.0, 1000.0])) - 1)]
+        log = np.einsum("ic,ij,j->c", signals, weights, ages) / (1 + t / 1e4)
+        s = -a * (1 + t / 1000) ** -0.25 * np.exp(np.clip(log, -3, 3)) * g
         z = z + s
-        weight = (r + 1) / (t + r)
-        x = (1 - weight) * x + weight * z
+        c = (r + 1) / (t + r)
+        x = (1 - c) * x + c * z
         yield (1 - averaging) * z + averaging * x
 
 
-@pytest.mark.parametrize("options", [{}, {"averaging": 0.5, "averaging_power": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"averaging": 0.5, "averaging_power": 0.5, "b1_slow": 0.8}]
+)
 def test_the_recursion(options, x64):
     found = walk(longrun_transform(jax.tree.map(np.float64, PHI), **options))
-    written = {"averaging_power": "r"}
+    written = {"averaging_power": "r", "b1_slow": "slow"}
     book = by_the_book(PHI, STEPS, **{written.get(k, k): v for k, v in options.items()})
     np.testing.assert_allclose(found, list(book), rtol=1e-12, atol=1e-15)
     assert np.abs(found - walk(longrun_transform(NOMINAL, **options))).max() > 1e-4
@@ -73,7 +73,7 @@ def test_unlearned_it_is_schedule_free_rmsprop(x64):
     options = {"decay_power": 0.0, "averaging_power": 0.0}
     rmsprop = optax.chain(optax.scale_by_adam(0.0, 0.999), optax.scale(-0.03))
     theirs = optax.contrib.schedule_free(rmsprop, 1.0, b1=0.9, weight_lr_power=0.0)
-    ours = walk(longrun_transform(longrun_init(jax.random.key(0), (3,)), **options))
+    ours = walk(longrun_transform(NOMINAL, **options))
     np.testing.assert_allclose(ours, walk(theirs), rtol=1e-9, atol=1e-12)
 
 
@@ -113,6 +113,7 @@ def test_a_skipped_coordinate_moves_with_its_average_alone():
         ({"step_size": -1.0}, "step_size"),
         ({"decay_steps": 0.0}, "decay_steps"),
         ({"decay_power": -1.0}, "decay_power"),
+        ({"b1_slow": 1.0}, "b1_slow"),
         ({"averaging": 1.5}, "averaging"),
         ({"averaging_power": -1.0}, "averaging_power"),
         ({"learned_scale": float("nan")}, "learned_scale"),
@@ -122,5 +123,10 @@ def test_a_skipped_coordinate_moves_with_its_average_alone():
 def test_bad_arguments_are_refused_by_name(options, text):
     with pytest.raises(ValueError, match=f"{text} must"):
         longrun_transform(PHI, **options)
-    with pytest.raises(ValueError, match=r"age must have shape \(3, 12\)"):
-        longrun_transform(PHI._replace(age=PHI.age[:2]))
+
+
+def test_other_weights_are_refused():
+    with pytest.raises(ValueError, match=r"factor must have shape \(5, 4\)"):
+        longrun_transform(PHI._replace(factor=PHI.factor[:3]))
+    with pytest.raises(TypeError, match="LongrunParams, got dict"):
+        longrun_transform({"factor": PHI.factor})

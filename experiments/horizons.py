@@ -13,13 +13,26 @@ from experiments.paper import LEARNED, TRADITIONAL, Cell, Entry, Evidence
 OURS = {"longrun": "Longrun"}
 NOMINAL = {"longrun_nominal": "nominal rule"}
 SCHEDULED = {"adam_cosine": "Adam, cosine", "adamw_cosine": "AdamW, cosine"}
+# Trained apart, and found in TRAINED_DIR.
+TRAINED = {
+    "longrun_seed0": "meta-seed 0",
+    "longrun_seed1": "meta-seed 1",
+    "longrun_seed2": "meta-seed 2",
+    "longrun_signals1": "a learned schedule alone",
+    "longrun_signals3": "without the slow moment",
+}
+TRAINED_DIR = "experiments/results/longrun"
 WEIGHTS = {
     "longrun": "Longrun",
     "rnnprop": "RNNprop with both tricks, selected by training loss",
     "dm": "DMoptimizer, selected by the validation task",
 }
 # Other hyper-parameters for the weights of Longrun: values, or factors of the rate.
-NOMINAL_CONFIG = {"learned_scale": 0.0}
+CONFIGS = {
+    "longrun_nominal": {"learned_scale": 0.0},
+    "longrun_no_decay": {"learned_scale": 0.0, "decay_power": 0.0},
+    "longrun_rmsprop": {"learned_scale": 0.0, "decay_power": 0.0, "averaging": 0.0},
+}
 FACTORS = {"longrun_quarter": 0.25, "longrun_fourfold": 4.0}
 
 SHORT = tuple(test for test in task_table.PAPER_TESTS if test[1] == 100)
@@ -72,6 +85,27 @@ EVIDENCE = {
     "table validation": Evidence(
         "Longrun and its nominal rule on the validation tasks",
         _entries(VALIDATION, OURS | NOMINAL),
+    ),
+    "table ablation": Evidence(
+        "One lever after the other, on the validation tasks",
+        _entries(
+            VALIDATION,
+            {
+                "longrun_rmsprop": "RMSprop at the same rate",
+                "longrun_no_decay": "and averaged",
+                "longrun_nominal": "and annealed: the nominal rule",
+                "longrun_signals1": "and a learned schedule",
+                "longrun_signals3": "and m̃",
+                "longrun": "and m̃': Longrun",
+            },
+        ),
+    ),
+    "table seeds": Evidence(
+        "Meta-seeds of Longrun on the validation tasks",
+        _entries(
+            VALIDATION,
+            {f"longrun_seed{seed}": f"meta-seed {seed}" for seed in range(3)},
+        ),
     ),
     "table stress": Evidence(
         "Far beyond the horizon, and with rates a quarter and four times the default",

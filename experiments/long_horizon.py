@@ -4,10 +4,11 @@ r"""Compares Longrun with optimizers tuned for each task and horizon.
 
 Writes the tables "unknown" (no optimizer knows the horizon, but a constant rate is
 tuned for it), "given" (Adam and AdamW with a cosine schedule over it), "validation",
-"stress", the figure "long", and verdicts.md: where Longrun is below the best of its
-opponents, level (within 2 standard errors of the paired difference) or above. 100 runs
-each of 100 steps, 20 of more, 5 of convolutional networks on a CPU. Cells are stored as
-by `experiments.reproduce`, so that the same command goes on where it was stopped.
+"ablation", "seeds", "stress", the figure "long", and verdicts.md: where Longrun is
+below the best of its opponents, level (within 2 standard errors of the paired
+difference) or above. 100 runs each of 100 steps, 20 of more, 5 of convolutional
+networks on a CPU. Cells are stored as by `experiments.reproduce`, so that the same
+command goes on where it was stopped.
 
 All is estimated at a day on 2 idle cores; --table=validation at half an hour; --quick
 is a look in minutes.
@@ -35,7 +36,7 @@ LONG = 101  # steps from which there are fewer runs
 def with_variants(
     weights: Mapping[str, cells.Weights],
 ) -> dict[str, cells.Weights]:
-    """Besides, Longrun without its learned part, and with other rates."""
+    """Besides, Longrun without parts of it, and with other rates."""
     found = dict(weights)
     if "longrun" not in found:
         return found
@@ -45,9 +46,9 @@ def with_variants(
         config = {**ours.learned.config, **config}
         return ours._replace(learned=ours.learned._replace(config=config), what=what)
 
-    found["longrun_nominal"] = variant(
-        "Longrun without its learned part", **horizons.NOMINAL_CONFIG
-    )
+    for name, config in horizons.CONFIGS.items():
+        changes = ", ".join(f"{key} = {value:g}" for key, value in config.items())
+        found[name] = variant(f"Longrun with {changes}", **config)
     default = l2l_jax.longrun_transform.__kwdefaults__["step_size"]
     for name, factor in horizons.FACTORS.items():
         rate = factor * ours.learned.config.get("step_size", default)
@@ -113,6 +114,8 @@ def main(argv: list[str]) -> None:
         wanted = reproduce.chosen(FLAGS.table, FLAGS.figure, wanted)
     directory = pathlib.Path(FLAGS.outdir) / ("quick" if FLAGS.quick else "")
     weights = cells.read_weights(FLAGS.weights, FLAGS.weights_dir, horizons.WEIGHTS)
+    if pathlib.Path(horizons.TRAINED_DIR).is_dir():
+        weights |= cells.read_weights([], horizons.TRAINED_DIR, horizons.TRAINED)
     lab = reproduce.laboratory(directory, with_variants(weights), LONG)
     print(f"writing to {directory}, on {jax.devices()[0].device_kind}")
     try:

@@ -69,6 +69,7 @@ DEFAULTS = {
             "mnist14_mlp_tanh",
             "mnist14_mlp_relu_depth2",
         ],
+        "signals": 5,
         "num_steps": 1000,
         "segment_length": 1000,
         "loss_weights": "octaves",
@@ -90,6 +91,11 @@ flags.DEFINE_enum(
     "optimizer", "rnnprop", sorted(DEFAULTS), "Which kind of optimizer to learn."
 )
 flags.DEFINE_list("hidden_sizes", None, "Hidden units of each LSTM layer.")
+flags.DEFINE_integer(
+    "signals",
+    None,
+    "What Longrun sees: 5, 3 without the slow moment, 1 the step alone.",
+)
 flags.DEFINE_integer("num_iterations", 1000, "Episodes to train on.", lower_bound=1)
 flags.DEFINE_integer(
     "num_steps", None, "Steps of the optimizee in an episode, at most.", lower_bound=1
@@ -202,12 +208,15 @@ def configuration(num_devices: int) -> dict:
     evolution = given("evolution")
     if FLAGS.second_order and FLAGS.evolution is None:
         evolution = None  # one or the other
-    sizes = given("hidden_sizes")
-    if sizes and FLAGS.optimizer == "longrun":
-        raise ValueError("--hidden_sizes must be left out with --optimizer=longrun")
+    sizes = {name: given(name) for name in ("hidden_sizes", "signals")}
+    foreign = "hidden_sizes" if FLAGS.optimizer == "longrun" else "signals"
+    if sizes.pop(foreign) is not None:
+        raise ValueError(f"--optimizer={FLAGS.optimizer} has no --{foreign}")
+    if "hidden_sizes" in sizes:
+        sizes["hidden_sizes"] = [int(size) for size in sizes["hidden_sizes"]]
     config = {
         "optimizer": FLAGS.optimizer,
-        "sizes": {"hidden_sizes": [int(size) for size in sizes]} if sizes else {},
+        "sizes": sizes,
         "task": ",".join(given("task")),
         "data_source": FLAGS.data_source,
         "scaling": given("scaling"),
@@ -272,8 +281,7 @@ def main(argv: list[str]) -> None:
     devices = common.devices()
     config = configuration(len(devices))
     first = jax.process_index() == 0
-    sizes = {name: tuple(value) for name, value in config["sizes"].items()}
-    optimizer = learned_optimizer(config["optimizer"], sizes)
+    optimizer = learned_optimizer(config["optimizer"], config["sizes"])
     outer = optax.adam(config["meta_learning_rate"])
     if "meta_clip" in config:
         outer = optax.chain(optax.clip_by_global_norm(config["meta_clip"]), outer)

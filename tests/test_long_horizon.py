@@ -21,12 +21,15 @@ def test_variants_have_the_same_weights(weights):
     configs = {name: entry.learned.config for name, entry in weights.items()}
     assert configs == {
         "longrun": {"step_size": 0.02},
-        "longrun_nominal": {"step_size": 0.02, "learned_scale": 0.0},
+        **{
+            name: {"step_size": 0.02, **config}
+            for name, config in horizons.CONFIGS.items()
+        },
         "longrun_quarter": {"step_size": 0.005},
         "longrun_fourfold": {"step_size": 0.08},
     }
     assert len({entry.sha256 for entry in weights.values()}) == 1
-    assert len({entry.what for entry in weights.values()}) == 4
+    assert len({entry.what for entry in weights.values()}) == len(configs)
 
 
 def result(final):
@@ -84,7 +87,7 @@ def test_a_comparison_from_nothing(weights, tmp_path):
     assert len(set(losses)) == 4
     assert np.isfinite(losses).all()
     page = (tmp_path / "table_given.md").read_text()
-    assert "Longrun without its learned part" in page
+    assert "Longrun with learned_scale = 0" in page
     assert "paper" not in page.split("Mean ±")[0]
 
 

@@ -9,6 +9,7 @@ import pytest
 from networks import random_weights
 
 from l2l_jax import longrun_init, longrun_transform
+from l2l_jax.optimizers.longrun import longrun_sizes
 
 # Large enough that the bound of the factor is met.
 PHI = jax.tree.map(lambda w: 4 * w, random_weights("longrun"))
@@ -49,6 +50,7 @@ def by_the_book(phi, steps, a=0.03, slow=0.99, averaging=0.9, r=2.0):
             ]
         )
         ages = [1, *(np.tanh(t / np.array([10.0, 100.0, 1000.0])) - 1)]
+        signals = signals[: len(weights)]
         log = np.einsum("ic,ij,j->c", signals, weights, ages) / (1 + t / 1e4)
         s = -a * (1 + t / 1000) ** -0.25 * np.exp(np.clip(log, -3, 3)) * g
         z = z + s
@@ -60,10 +62,13 @@ def by_the_book(phi, steps, a=0.03, slow=0.99, averaging=0.9, r=2.0):
 @pytest.mark.parametrize(
     "options", [{}, {"averaging": 0.5, "averaging_power": 0.5, "b1_slow": 0.8}]
 )
-def test_the_recursion(options, x64):
-    found = walk(longrun_transform(jax.tree.map(np.float64, PHI), **options))
+@pytest.mark.parametrize("signals", [1, 3, 5])
+def test_the_recursion(options, signals, x64):
+    phi = jax.tree.map(lambda w: np.float64(w[:signals]), PHI)
+    assert longrun_sizes(phi) == {"signals": signals}
+    found = walk(longrun_transform(phi, **options))
     written = {"averaging_power": "r", "b1_slow": "slow"}
-    book = by_the_book(PHI, STEPS, **{written.get(k, k): v for k, v in options.items()})
+    book = by_the_book(phi, STEPS, **{written.get(k, k): v for k, v in options.items()})
     np.testing.assert_allclose(found, list(book), rtol=1e-12, atol=1e-15)
     assert np.abs(found - walk(longrun_transform(NOMINAL, **options))).max() > 1e-4
 
@@ -126,7 +131,9 @@ def test_bad_arguments_are_refused_by_name(options, text):
 
 
 def test_other_weights_are_refused():
-    with pytest.raises(ValueError, match=r"factor must have shape \(5, 4\)"):
-        longrun_transform(PHI._replace(factor=PHI.factor[:3]))
+    with pytest.raises(ValueError, match=r"signals must be one of .* got 2"):
+        longrun_init(signals=2)
+    with pytest.raises(ValueError, match=r"shape of factor .* \(5, 4\)"):
+        longrun_transform(PHI._replace(factor=PHI.factor[:2]))
     with pytest.raises(TypeError, match="LongrunParams, got dict"):
         longrun_transform({"factor": PHI.factor})

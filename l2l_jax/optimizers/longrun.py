@@ -14,7 +14,8 @@ from l2l_jax.types import PyTree
 
 # Steps that the rule tells apart: it knows tanh(t / age) of each.
 AGES = (10.0, 100.0, 1000.0)
-SIGNALS = 5
+# How many signals there may be: the 1 alone, those of m too, those of both moments.
+SIGNALS = (1, 3, 5)
 # Of the logarithm of what is learned to multiply a step by.
 BOUND = 3.0
 
@@ -25,34 +26,41 @@ class LongrunParams(NamedTuple):
     Attributes:
       factor: W (5, 4), how much each of the signals at a coordinate (rows: 1, |m̃|, m̃g̃,
         |m̃'|, m̃'g̃) counts for the length of a step: in the long run (column 0), and
-        what is added to that in the first 10, 100, 1,000 steps (taken off, its sign).
+        what is taken off that in the first 10, 100, 1,000 steps. With fewer rows the
+        signals left are the first ones.
     """
 
     factor: jax.Array
 
 
-def longrun_init(key: jax.Array | None = None, dtype: Any = jnp.float32) -> PyTree:
+def longrun_init(
+    key: jax.Array | None = None, signals: int = 5, dtype: Any = jnp.float32
+) -> LongrunParams:
     """Initial weights φ of Longrun, all 0, with which it is its nominal rule.
 
     Args:
       key: not used; there because the other optimizers' weights are drawn.
+      signals: 5, 3 without those of the slow moment, 1: a schedule alone.
       dtype: floating dtype of φ.
 
     Returns:
-      φ, 20 numbers.
+      φ, 20 numbers with the default size.
+
+    Raises:
+      ValueError: `signals` is another number.
 
     Example:
       >>> longrun_init().factor.shape
       (5, 4)
     """
     del key
-    return LongrunParams(jnp.zeros((SIGNALS, 1 + len(AGES)), dtype))
+    check_choice("signals", signals, SIGNALS)
+    return LongrunParams(jnp.zeros((signals, 1 + len(AGES)), dtype))
 
 
 def longrun_sizes(params: LongrunParams) -> dict[str, Any]:
-    """The arguments of `longrun_init` that give weights of the same shapes: none."""
-    del params
-    return {}
+    """The arguments of `longrun_init` that give weights of the same shapes."""
+    return {"signals": params.factor.shape[0]}
 
 
 class LongrunState(NamedTuple):
@@ -165,10 +173,8 @@ def longrun_transform(
     phi = params
     if not isinstance(phi, LongrunParams):
         raise TypeError(f"params must be LongrunParams, got {type(phi).__name__}")
-    if phi.factor.shape != (SIGNALS, 1 + len(AGES)):
-        raise ValueError(
-            f"factor must have shape {(SIGNALS, 1 + len(AGES))}, got {phi.factor.shape}"
-        )
+    allowed = tuple((signals, 1 + len(AGES)) for signals in SIGNALS)
+    check_choice("the shape of factor", phi.factor.shape, allowed)
 
     def init_fn(params):
         check_floating(params)
@@ -229,5 +235,5 @@ def _factor(weights: jax.Array, g: Any, m: Any, slow: Any) -> jax.Array:
         jnp.abs(slow) - 0.1,
         jnp.clip(slow * g, -1, 1),
     )
-    pairs = zip(weights[1:], signals, strict=True)
+    pairs = zip(weights[1:], signals, strict=False)
     return jnp.exp(jnp.clip(weights[0] + sum(w * f for w, f in pairs), -BOUND, BOUND))

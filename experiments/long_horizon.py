@@ -1,6 +1,7 @@
 r"""Compares Longrun with optimizers tuned for each task and horizon.
 
-    python -m experiments.long_horizon --all --data_dir=DIR --weights=longrun=FILE
+    python -m experiments.long_horizon --all --data_dir=DIR \
+        --cells=experiments/results/paper/cells
 
 Writes the tables "unknown" (no optimizer knows the horizon, but a constant rate is
 tuned for it), "given" (Adam and AdamW with a cosine schedule over it), "validation",

@@ -14,6 +14,7 @@ the others (TPU pods, SLURM), else with --coordinator_address, --num_processes a
 --process_id; process 0 keeps the run. Each reads the data from its own --data_dir.
 """
 
+import functools
 import math
 import shlex
 import sys
@@ -36,6 +37,7 @@ from l2l_jax import (
     runs,
     save,
 )
+from l2l_jax.checks import check_number
 
 # By kind of optimizer, what flags left open stand for: the papers' two trainings, and
 # that of Longrun.
@@ -78,8 +80,9 @@ DEFAULTS = {
         "meta_batch": 8,
         "scaling": 0.0,
         "convex": False,
-        "meta_learning_rate": 3e-2,
-        "select": "validation",
+        "meta_learning_rate": 6e-2,
+        "meta_decay": 40.0,
+        "select": "training",
     },
 }
 
@@ -147,6 +150,12 @@ flags.DEFINE_float(
 )
 flags.DEFINE_float(
     "meta_learning_rate", None, "Rate of Adam, the outer optimizer.", lower_bound=0
+)
+flags.DEFINE_float(
+    "meta_decay",
+    None,
+    "Iterations N after which that rate is halved, as 1 / (1 + i / N) does; default but"
+    " for Longrun: never.",
 )
 flags.DEFINE_float(
     "meta_clip", None, "Clip the meta-gradient to this norm.", lower_bound=0
@@ -230,6 +239,7 @@ def configuration(num_devices: int) -> dict:
         "log_loss": given("log_loss") or None,
         "evolution": evolution,
         "meta_learning_rate": given("meta_learning_rate"),
+        "meta_decay": given("meta_decay"),
         "meta_clip": given("meta_clip"),
         "meta_batch": given("meta_batch"),
         "second_order": FLAGS.second_order,
@@ -251,6 +261,10 @@ def training_task(task: Task, config: dict) -> Task:
         convex = random_scaling(convex_task(), config["convex_scaling"])
         task = combine(task, convex)
     return task
+
+
+def _decayed(rate, halving, iteration):
+    return rate / (1 + iteration / halving)
 
 
 def number_of_segments(config: dict, iteration: int) -> int:
@@ -282,7 +296,11 @@ def main(argv: list[str]) -> None:
     config = configuration(len(devices))
     first = jax.process_index() == 0
     optimizer = learned_optimizer(config["optimizer"], config["sizes"])
-    outer = optax.adam(config["meta_learning_rate"])
+    rate = config["meta_learning_rate"]
+    if "meta_decay" in config:
+        check_number("--meta_decay", config["meta_decay"], 0, low_open=True)
+        rate = functools.partial(_decayed, rate, config["meta_decay"])
+    outer = optax.adam(rate)
     if "meta_clip" in config:
         outer = optax.chain(optax.clip_by_global_norm(config["meta_clip"]), outer)
     trainers = [

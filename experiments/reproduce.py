@@ -53,6 +53,12 @@ flags.DEFINE_bool(
 flags.DEFINE_bool("compute", True, "Compute what is not stored.")
 flags.DEFINE_integer("seed", 0, "Of all randomness.")
 flags.DEFINE_string("outdir", "experiments/results/paper", "Directory of the results.")
+flags.DEFINE_string(
+    "cells",
+    None,
+    "Directory of computed cells, which several comparisons may share; default: 'cells'"
+    " in that of the results.",
+)
 
 QUICK_STEPS = 200
 
@@ -163,7 +169,7 @@ def laboratory(
 ) -> cells.Laboratory:
     """The one that the flags describe."""
     return cells.Laboratory(
-        directory / "cells",
+        pathlib.Path(FLAGS.cells) if FLAGS.cells else directory / "cells",
         weights,
         FLAGS.data_dir,
         FLAGS.data_source,

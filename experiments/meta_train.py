@@ -72,16 +72,17 @@ DEFAULTS = {
             "mnist14_mlp_relu_depth2",
         ],
         "signals": 5,
-        "num_steps": 1000,
-        "segment_length": 1000,
+        "num_steps": 500,
+        "segment_length": 500,
         "loss_weights": "octaves",
         "log_loss": True,
         "evolution": 0.1,
-        "meta_batch": 8,
+        "meta_batch": 4,
+        "meta_accumulate": 4,
         "scaling": 0.0,
         "convex": False,
-        "meta_learning_rate": 6e-2,
-        "meta_decay": 40.0,
+        "meta_learning_rate": 5e-2,
+        "meta_decay": 50.0,
         "select": "training",
     },
 }
@@ -154,8 +155,15 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "meta_decay",
     None,
-    "Iterations N after which that rate is halved, as 1 / (1 + i / N) does; default but"
+    "Updates N after which that rate is halved, as 1 / (1 + i / N) does; default but"
     " for Longrun: never.",
+)
+flags.DEFINE_integer(
+    "meta_accumulate",
+    None,
+    "Iterations whose meta-gradients are averaged for an update, best a multiple of the"
+    " number of tasks; default but for Longrun: 1.",
+    lower_bound=1,
 )
 flags.DEFINE_float(
     "meta_clip", None, "Clip the meta-gradient to this norm.", lower_bound=0
@@ -240,6 +248,7 @@ def configuration(num_devices: int) -> dict:
         "evolution": evolution,
         "meta_learning_rate": given("meta_learning_rate"),
         "meta_decay": given("meta_decay"),
+        "meta_accumulate": given("meta_accumulate"),
         "meta_clip": given("meta_clip"),
         "meta_batch": given("meta_batch"),
         "second_order": FLAGS.second_order,
@@ -303,6 +312,10 @@ def main(argv: list[str]) -> None:
     outer = optax.adam(rate)
     if "meta_clip" in config:
         outer = optax.chain(optax.clip_by_global_norm(config["meta_clip"]), outer)
+    if "meta_accumulate" in config:
+        outer = optax.MultiSteps(
+            outer, config["meta_accumulate"]
+        ).gradient_transformation()
     trainers = [
         meta_trainer(
             training_task(

@@ -273,7 +273,9 @@ def test_bench_step(tmp_path):
     rows = result["sizes"]["4000"]
     assert rows["adam"]["state_bytes_per_parameter"] == 8
     assert rows["rnnprop 2x20"]["state_bytes_per_parameter"] == 328
-    assert all(r["ratio_to_floor"] > 0 for name, r in rows.items() if name != "adam")
+    assert rows["longrun"]["state_bytes_per_parameter"] == 16
+    networks = [row for name, row in rows.items() if name not in ("adam", "longrun")]
+    assert all(row["ratio_to_floor"] > 0 for row in networks)
 
 
 @pytest.mark.soak

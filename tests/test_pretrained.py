@@ -17,10 +17,10 @@ DIRECTORY = pathlib.Path(l2l_jax.__file__).parent / "pretrained"
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.npz"))
 
 
-def test_both_optimizers_ship():
-    assert {"rnnprop", "dm"} <= set(NAMES)
+def test_all_optimizers_ship():
+    assert {"rnnprop", "dm", "longrun"} <= set(NAMES)
     assert sum(path.stat().st_size for path in DIRECTORY.iterdir()) < 5_000_000
-    with pytest.raises(ValueError, match=r"'dm'.*'rnnprop'.*'adam'"):
+    with pytest.raises(ValueError, match=r"'dm'.*'longrun'.*'rnnprop'.*'adam'"):
         load_pretrained("adam")
 
 
@@ -37,7 +37,7 @@ def test_card_and_log_belong_to_the_weights(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["rnnprop", pytest.param("dm", marks=pytest.mark.soak)]
+    "name", ["rnnprop", "longrun", pytest.param("dm", marks=pytest.mark.soak)]
 )
 def test_they_optimize_what_they_never_saw(name):
     """A network on other images; an untrained φ does not come near this."""

@@ -194,7 +194,7 @@ def load_pretrained(name: str) -> Learned:
     `training` of what is returned.
 
     Args:
-      name: "rnnprop" or "dm".
+      name: "rnnprop", "dm" or "longrun".
 
     Returns:
       The `Learned`.

@@ -37,7 +37,6 @@ from l2l_jax import (
     runs,
     save,
 )
-from l2l_jax.checks import check_number
 
 # By kind of optimizer, what flags left open stand for: the papers' two trainings, and
 # that of Longrun.
@@ -157,6 +156,7 @@ flags.DEFINE_float(
     None,
     "Updates N after which that rate is halved, as 1 / (1 + i / N) does; default but"
     " for Longrun: never.",
+    lower_bound=0,
 )
 flags.DEFINE_integer(
     "meta_accumulate",
@@ -222,6 +222,8 @@ def configuration(num_devices: int) -> dict:
         raise ValueError(
             f"--min_steps must be at most --num_steps={steps}, got {given('min_steps')}"
         )
+    if given("meta_decay") == 0:
+        raise ValueError("--meta_decay must be above 0, got 0")
     evolution = given("evolution")
     if FLAGS.second_order and FLAGS.evolution is None:
         evolution = None  # one or the other
@@ -307,7 +309,6 @@ def main(argv: list[str]) -> None:
     optimizer = learned_optimizer(config["optimizer"], config["sizes"])
     rate = config["meta_learning_rate"]
     if "meta_decay" in config:
-        check_number("--meta_decay", config["meta_decay"], 0, low_open=True)
         rate = functools.partial(_decayed, rate, config["meta_decay"])
     outer = optax.adam(rate)
     if "meta_clip" in config:

@@ -48,6 +48,12 @@ _PAPERS = {
     "meta_batch": 1,
     "meta_learning_rate": 1e-4,
 }
+# Flag: argument of `random_scaling`.
+SCALING = {
+    "scaling_of": "of",
+    "scaling_distribution": "distribution",
+    "scaling_dropped": "dropped",
+}
 DEFAULTS = {
     "rnnprop": {
         **_PAPERS,
@@ -134,11 +140,24 @@ flags.DEFINE_float(
     "Bound L of Random Scaling of the task, factors exp(U[-L, L]); 0: none.",
     lower_bound=0,
 )
-flags.DEFINE_float(
-    "shared_scaling",
+flags.DEFINE_enum(
+    "scaling_of",
     None,
-    "The same with one factor for all coordinates, on top of --scaling; 0: none.",
+    ["coordinates", "parameters", "function"],
+    "What is scaled: each coordinate by itself (default), all alike, the loss.",
+)
+flags.DEFINE_enum(
+    "scaling_distribution",
+    None,
+    ["log-uniform", "uniform"],
+    "Of the factors: as above (default), or uniform between the same bounds.",
+)
+flags.DEFINE_float(
+    "scaling_dropped",
+    None,
+    "Probability with which a coordinate is held at 0 for an episode; default: 0.",
     lower_bound=0,
+    upper_bound=1,
 )
 flags.DEFINE_bool(
     "convex",
@@ -239,7 +258,7 @@ def configuration(num_devices: int) -> dict:
         "task": ",".join(given("task")),
         "data_source": FLAGS.data_source,
         "scaling": given("scaling"),
-        "shared_scaling": given("shared_scaling") or None,
+        **{name: getattr(FLAGS, name) for name in SCALING},
         "convex": given("convex"),
         "convex_scaling": FLAGS.convex_scaling,
         "num_steps": steps,
@@ -265,9 +284,8 @@ def configuration(num_devices: int) -> dict:
 def training_task(task: Task, config: dict) -> Task:
     """The task with the tricks that the configuration asks for."""
     if config["scaling"]:
-        task = random_scaling(task, config["scaling"])
-    if config.get("shared_scaling"):
-        task = random_scaling(task, config["shared_scaling"], shared=True)
+        how = {name: config[key] for key, name in SCALING.items() if key in config}
+        task = random_scaling(task, config["scaling"], **how)
     if config["convex"]:
         convex = random_scaling(convex_task(), config["convex_scaling"])
         task = combine(task, convex)

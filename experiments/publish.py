@@ -72,8 +72,8 @@ def main(argv: list[str]) -> None:
     iterations = learned.training["iterations"]
     content, lines = weights.read_bytes(), (workdir / "log.csv").read_bytes()
     tricks = [f"Random Scaling {config['scaling']:g}"] if config["scaling"] else []
-    if "shared_scaling" in config:
-        tricks.append(f"of all coordinates alike {config['shared_scaling']:g}")
+    variants = ("scaling_of", "scaling_distribution", "scaling_dropped")
+    tricks += [f"{name} {config[name]}" for name in variants if name in config]
     tricks += ["combined with convex functions"] if config["convex"] else []
     card = CARD.format(
         name=FLAGS.name,

@@ -50,11 +50,15 @@ def tree_task():
 
 
 @pytest.mark.parametrize(
-    ("task", "shared"),
-    [(tree_task(), False), (tree_task(), True), (quadratic_task(5), False)],
+    ("task", "of"),
+    [
+        (tree_task(), "coordinates"),
+        (tree_task(), "parameters"),
+        (quadratic_task(5), "coordinates"),
+    ],
 )
-def test_random_scaling_identities(task, shared):
-    scaled = random_scaling(task, 2.0, shared=shared)
+def test_random_scaling_identities(task, of):
+    scaled = random_scaling(task, 2.0, of=of)
     instance, c = scaled.sample(KEY)
     theta = scaled.init(jax.random.key(1), (instance, c))
     plain = task.init(jax.random.key(1), instance)
@@ -75,7 +79,37 @@ def test_random_scaling_identities(task, shared):
         np.testing.assert_allclose(a, b, rtol=1e-4)
     logs = [np.log(x).ravel() for x in jax.tree.leaves(c)]
     assert all(np.all(np.abs(x) <= 2.0001) for x in logs)
-    assert (len(np.unique(np.concatenate(logs))) == 1) == shared
+    assert (len(np.unique(np.concatenate(logs))) == 1) == (of == "parameters")
+
+
+def test_scaling_of_the_function_is_of_its_value_alone():
+    task = quadratic_task(5)
+    scaled = random_scaling(task, 2.0, of="function")
+    instance, c = scaled.sample(KEY)
+    theta = task.init(KEY, instance)
+    np.testing.assert_array_equal(scaled.init(KEY, (instance, c)), theta)
+    loss = task.loss(theta, (), instance, None)
+    assert float(c) != 1
+    np.testing.assert_allclose(scaled.loss(theta, (), (instance, c), None), c * loss)
+
+
+def test_dropped_coordinates_are_not_seen():
+    task = quadratic_task(400)
+    scaled = random_scaling(task, 1.0, dropped=0.25)
+    instance, c = scaled.sample(KEY)
+    theta = scaled.init(KEY, (instance, c))
+    assert 0.15 < float(jnp.mean(c == 0)) < 0.35
+    slope = jax.grad(scaled.loss)(theta, (), (instance, c), None)
+    assert jnp.all((slope == 0) == (c == 0))
+    assert jnp.all(theta[c == 0] == 0)
+    kept = jnp.where(c == 0, 0, task.init(KEY, instance))
+    np.testing.assert_allclose(
+        scaled.loss(theta, (), (instance, c), None),
+        task.loss(kept, (), instance, None),
+        rtol=1e-5,
+    )
+    _, whole = random_scaling(task, 1.0).sample(KEY)
+    np.testing.assert_array_equal(c[c != 0], whole[c != 0])
 
 
 def test_no_bound_is_the_identity_and_scales_are_log_uniform():
@@ -85,10 +119,19 @@ def test_no_bound_is_the_identity_and_scales_are_log_uniform():
     _, c = random_scaling(task, 3.0).sample(KEY)
     logs = np.sort(np.log(c))
     np.testing.assert_allclose(logs, np.linspace(-3, 3, 2000), atol=0.25)
+    _, c_uniform = random_scaling(task, 3.0, distribution="uniform").sample(KEY)
+    spread = np.linspace(np.exp(-3), np.exp(3), 2000)
+    np.testing.assert_allclose(np.sort(c_uniform), spread, atol=0.8)
     _, other = random_scaling(task, 3.0).sample(jax.random.key(9))
     assert not np.array_equal(c, other)
     with pytest.raises(ValueError, match=r"bound .* -1"):
         random_scaling(task, -1.0)
+    with pytest.raises(ValueError, match=r"of must .* 'tensors'"):
+        random_scaling(task, 1.0, of="tensors")
+    with pytest.raises(ValueError, match=r"distribution must .* 'normal'"):
+        random_scaling(task, 1.0, distribution="normal")
+    with pytest.raises(ValueError, match="dropped must be 0 where 'function'"):
+        random_scaling(task, 1.0, of="function", dropped=0.5)
 
 
 def test_combination_is_the_weighted_sum():

@@ -8,6 +8,7 @@ resumable runs in `l2l_jax.runs`.
 
 from l2l_jax.convex import combine, convex_task
 from l2l_jax.evaluate import Evaluation, Evaluator, evaluator
+from l2l_jax.lazy import LazyState, lazy_updates
 from l2l_jax.meta import (
     Episode,
     MetaState,
@@ -53,6 +54,7 @@ __all__ = [
     "Episode",
     "Evaluation",
     "Evaluator",
+    "LazyState",
     "Learned",
     "LearnedOptimizer",
     "LongrunParams",
@@ -68,6 +70,7 @@ __all__ = [
     "dm_transform",
     "evaluator",
     "inner_step",
+    "lazy_updates",
     "learned_optimizer",
     "load",
     "load_pretrained",

@@ -90,7 +90,7 @@ def inner_step(
 
     Args:
       task: the optimizee.
-      tx: the transformation.
+      tx: the transformation; one with extra arguments gets the loss as `value`.
       episode: at step t.
       batch: minibatch of step t.
       second_order: whether g_t depends on θ_t for the meta-gradient. If not, g_t is a
@@ -103,17 +103,20 @@ def inner_step(
     def f(params):
         return task.loss(params, task.data, episode.instance, batch)
 
-    def update(g, opt_state, params):
-        updates, opt_state = tx.update(g, opt_state, params)
+    with_value = optax.with_extra_args_support(tx)
+
+    def update(g, value, opt_state, params):
+        updates, opt_state = with_value.update(g, opt_state, params, value=value)
         return optax.apply_updates(params, updates), opt_state
 
     loss, g = jax.value_and_grad(f)(episode.params)
     if not second_order:
         g = jax.lax.stop_gradient(g)
+    value = jax.lax.stop_gradient(loss)
     # Recomputing the LSTM's gates on the way back is faster than storing them: the
     # unroll is bound by memory.
     params, opt_state = jax.checkpoint(update, prevent_cse=False)(
-        g, episode.opt_state, episode.params
+        g, value, episode.opt_state, episode.params
     )
     after = episode._replace(params=params, opt_state=opt_state, step=episode.step + 1)
     return after, loss, g

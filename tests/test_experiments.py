@@ -1,5 +1,6 @@
 """The binaries, run as a user runs them."""
 
+import csv
 import json
 import math
 import os
@@ -282,6 +283,19 @@ def test_bench_step(tmp_path):
 def test_bench_meta_training(tmp_path):
     flags = ["--hidden_sizes=2", "--input_size=2", "--repeats=1", "--num_devices=2"]
     assert measured(tmp_path, "bench_meta_training", *flags)["ratio_to_floor"] > 0
+
+
+@pytest.mark.soak
+def test_bench_lazy(tmp_path):
+    flags = ["--task=quadratic", "--num_steps=200", "--num_runs=2", "--every=4"]
+    binary("bench_lazy", *flags, "--name=longrun", f"--outdir={tmp_path / 'out'}")
+    with (tmp_path / "out" / "lazy.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    evaluations = {row["asked"]: float(row["evaluations"]) for row in rows}
+    assert evaluations["every step"] == 200
+    assert evaluations["every 4"] == 50
+    assert 50 < evaluations["every 4 on a plateau"] <= 200
+    assert (tmp_path / "out" / "lazy.png").stat().st_size > 1000
 
 
 @pytest.mark.soak

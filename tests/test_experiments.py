@@ -182,6 +182,7 @@ def test_longrun_on_two_tasks(tmp_path):
     flags = ["--optimizer=longrun", "--task=quadratic,convex", "--num_iterations=2"]
     flags += ["--evolution=.03", "--meta_batch=2", "--loss_weights=last"]
     flags += ["--segment_length=3", "--min_steps=3", "--num_steps=6"]
+    flags += ["--select=validation", "--meta_accumulate=1"]
     binary("meta_train", *flags, f"--workdir={tmp_path}", "--export_every=1")
     log = runs.read_log(tmp_path)
     assert np.isfinite(log["train_loss"]).all()

@@ -283,7 +283,7 @@ def configuration(num_devices: int) -> dict:
 
 def training_task(task: Task, config: dict) -> Task:
     """The task with the tricks that the configuration asks for."""
-    if config["scaling"]:
+    if config["scaling"] or any(key in config for key in SCALING):
         how = {name: config[key] for key, name in SCALING.items() if key in config}
         task = random_scaling(task, config["scaling"], **how)
     if config["convex"]:

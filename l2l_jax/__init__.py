@@ -1,6 +1,7 @@
-"""Learned optimizers, DMoptimizer and RNNprop, as ordinary optax transformations.
+"""Learned optimizers, DMoptimizer, RNNprop, Longrun, as ordinary optax transformations.
 
-Use one: `load_pretrained`, `rnnprop_transform`, `dm_transform`, `load`. Learn one:
+Use one: `load_pretrained`, `rnnprop_transform`, `dm_transform`, `longrun_transform`,
+`load`; `lazy_updates` around any of them. Learn one:
 `meta_trainer` on a `Task`, with `random_scaling` and `combine`. Compare: `evaluator`.
 Tasks on data are in `l2l_jax.tasks`, hand-written optimizers in `l2l_jax.baselines`,
 resumable runs in `l2l_jax.runs`.

@@ -138,12 +138,17 @@ def band(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, losses.std(axis=0, ddof=1) / len(losses) ** 0.5
 
 
-def write_panels(paths: Sequence[pathlib.Path], panels: Sequence[Panel]) -> None:
+def write_panels(
+    paths: Sequence[pathlib.Path],
+    panels: Sequence[Panel],
+    columns: int | None = None,
+) -> None:
     """Draws panels side by side, one legend below; equal input gives equal bytes.
 
     Args:
       paths: files; the suffix says the format, ".png" or ".svg".
-      panels: lines of equal label share an entry of the legend.
+      panels: row by row; lines of equal label share an entry of the legend.
+      columns: panels in a row; None: all.
     """
     import matplotlib
 
@@ -151,13 +156,20 @@ def write_panels(paths: Sequence[pathlib.Path], panels: Sequence[Panel]) -> None
     from matplotlib import pyplot
 
     # At 830 pixels, the width of a README, ten inches make nine points ten pixels.
-    width = max(5.6, min(4.6 * len(panels), 10))
+    columns = columns or len(panels)
+    rows = -(-len(panels) // columns)
+    width = max(5.6, min(4.6 * columns, 10))
+    height = 4.2 if rows == 1 else 2.6 * rows
     with pyplot.rc_context({"svg.hashsalt": "l2l_jax", "font.size": 9}):
         figure, axes = pyplot.subplots(
-            1, len(panels), figsize=(width, 4.2), squeeze=False, layout="constrained"
+            rows,
+            columns,
+            figsize=(width, height),
+            squeeze=False,
+            layout="constrained",
         )
         handles = {}
-        for axis, panel in zip(axes[0], panels, strict=True):
+        for axis, panel in zip(axes.flat, panels, strict=True):
             for line in panel.lines:
                 style = {"linewidth": 1.6, **line.style}
                 (drawn,) = axis.plot(line.x, line.y, label=line.label, **style)
@@ -182,11 +194,12 @@ def write_panels(paths: Sequence[pathlib.Path], panels: Sequence[Panel]) -> None
             axis.set_title(panel.title, fontsize="medium")
             axis.set_xlabel(panel.x_label)
             axis.grid(alpha=0.3, which="both")
-        axes[0][0].set_ylabel(panels[0].y_label)
-        columns = max(1, min(len(handles), int(width // 2.4)))
+        for row in range(rows):
+            axes[row][0].set_ylabel(panels[row * columns].y_label)
+        beside = max(1, min(len(handles), int(width // 2.4)))
         if handles:
             figure.legend(
-                handles.values(), handles, loc="outside lower center", ncols=columns
+                handles.values(), handles, loc="outside lower center", ncols=beside
             )
         for path in paths:
             kind = path.suffix[1:]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import numpy as np
 
+from experiments.networks import STRUCTURES
 from l2l_jax import Task, convex_task, quadratic_task
 from l2l_jax.tasks import (
     CNN,
@@ -35,6 +36,7 @@ NETWORKS = {
     "cnn_small": lambda: CNN("c-p-c-p-f", channels=(8, 16)),
     "cnn_ccpf": lambda: CNN("c-c-p-f"),
     "cnn_ccpccpff": lambda: CNN("c-c-p-c-c-p-f-f"),
+    **STRUCTURES,
 }
 
 FUNCTIONS: dict[str, Callable[[], Task]] = {
@@ -110,6 +112,8 @@ def make_task(
         make_module(name),
         make_dataset(name, data_dir, source, split),
         pixel_range=pixel_range(name),
+        # As in the paper; the other structures have initializers of their own.
+        init_std=None if name.split("_", 1)[1] in STRUCTURES else 0.1,
     )
 
 

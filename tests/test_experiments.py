@@ -16,6 +16,8 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import task_table
+from experiments.networks import STRUCTURES
 from l2l_jax import load, runs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -297,6 +299,62 @@ def test_bench_lazy(tmp_path):
     assert evaluations["every 4"] == 50
     assert 50 < evaluations["every 4 on a plateau"] <= 200
     assert (tmp_path / "out" / "lazy.png").stat().st_size > 1000
+
+
+@pytest.mark.soak
+def test_bench_scaling(tmp_path):
+    small = ["--num_iterations=2", "--num_seeds=2", "--num_runs=2", "--num_steps=20"]
+    binary("bench_scaling", *small, f"--outdir={tmp_path / 'out'}")
+    with (tmp_path / "out" / "scaling.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = {row["scaled"]: float(row["digits_mlp_relu, 20"]) for row in rows}
+    assert len(set(losses.values())) == len(rows) == 7
+    assert (tmp_path / "out" / "scaling.png").stat().st_size > 1000
+
+
+@pytest.mark.soak
+def test_structures(tmp_path):
+    flags = ["--quick", "--num_steps=5,20", "--structures=highway"]
+    binary("structures", *flags, f"--outdir={tmp_path}")
+    directory = tmp_path / "quick"
+    with (directory / "structures.csv").open() as file:
+        rows = {row["optimizer"]: row for row in csv.DictReader(file)}
+    adam = rows["Adam, tuned"]
+    assert len(rows) == 4
+    assert [rows[name]["state bytes"] for name in rows] == [
+        "8.0",
+        "16.0",
+        "328.0",
+        "320.0",
+    ]
+    # When Adam has ended, Adam has done its last step, and the slow ones have not.
+    for name, title in (("adam", "Adam, tuned"), ("rnnprop", "RNNprop")):
+        cells = (directory / "cells").glob(f"*-20-{name}-*.json")
+        curves = [json.loads(path.read_text())["curve"] for path in cells]
+        last = next(curve for curve in curves if curve)["mean"][-1]
+        reached = float(rows[title]["at Adam's end"])
+        assert (abs(reached - last) < 1e-5) == (name == "adam")
+    assert float(adam["loss, 20"]) < float(adam["loss, 5"])
+    assert "structures.png" in (directory / "structures.md").read_text()
+    error = binary("structures", "--structures=tree", fails=True)
+    assert "unknown tree; known are residual" in error
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_structures_start_as_flax_has_them(name):
+    task = task_table.make_task(f"digits_{name}")
+    key = jax.random.key(0)
+    params = jax.jit(task.init)(key, ())
+    biases = [
+        value
+        for path, value in jax.tree_util.tree_leaves_with_path(params)
+        if "bias" in jax.tree_util.keystr(path)
+    ]
+    # Not N(0, .1) as the paper's networks have them.
+    assert any(not np.any(bias) for bias in biases)
+    module = task_table.make_module(f"digits_{name}")
+    logits = module.apply({"params": params}, np.zeros((3, 8, 8, 1)))
+    assert logits.shape == (3, 10)
 
 
 @pytest.mark.soak

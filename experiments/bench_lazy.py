@@ -18,7 +18,7 @@ import optax
 from absl import flags
 
 from experiments import common, report, task_table, timing
-from l2l_jax import Task, lazy_updates, load_pretrained, start_episode, unroll
+from l2l_jax import Task, lazy_updates, load_pretrained, plotting, start_episode, unroll
 
 FLAGS = flags.FLAGS
 common.define_task("mnist_mlp", "What is optimized.")
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         {n: functools.partial(run, task.data, keys[0]) for n, run in runs.items()}, 3
     )
     rows, panels = [], ([], [], [])
-    for (name, run), colour in zip(runs.items(), report.COLOURS, strict=False):
+    for (name, run), colour in zip(runs.items(), plotting.COLOURS, strict=False):
         losses, asked = map(
             np.stack, zip(*(run(task.data, k) for k in keys), strict=True)
         )
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
         steps = (np.arange(POINTS) + 1) * (FLAGS.num_steps // POINTS)
         axes = (steps, asked.mean(axis=0), steps / FLAGS.num_steps * seconds)
         for lines, x in zip(panels, axes, strict=True):
-            line = report.Line(name, x, *report.band(losses), {"color": colour})
+            line = plotting.Line(name, x, *plotting.band(losses), {"color": colour})
             lines.append(line)
     print(report.table(rows, list(rows[0])))
     report.write_csv(directory / "lazy.csv", rows)
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     report.write_panels(
         [directory / "lazy.png", directory / "lazy.svg"],
         [
-            report.Panel(FLAGS.task, label, "minibatch loss (nats)", lines)
+            plotting.Panel(FLAGS.task, label, "minibatch loss (nats)", lines)
             for label, lines in zip(labels, panels, strict=True)
         ],
     )

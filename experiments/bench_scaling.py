@@ -16,7 +16,7 @@ import optax
 from absl import flags
 
 from experiments import common, report, task_table
-from l2l_jax import evaluator, learned_optimizer, meta_trainer, random_scaling
+from l2l_jax import evaluator, learned_optimizer, meta_trainer, plotting, random_scaling
 
 FLAGS = flags.FLAGS
 common.define_task("digits_mlp", "What is learned on, in episodes of 100 steps.")
@@ -74,7 +74,9 @@ def main(argv: list[str]) -> None:
     }
     key = jax.random.key(FLAGS.num_seeds)
     rows, lines = [], []
-    for (name, variant), colour in zip(VARIANTS.items(), report.COLOURS, strict=False):
+    for (name, variant), colour in zip(
+        VARIANTS.items(), plotting.COLOURS, strict=False
+    ):
         learned = learn(variant)
         row: dict[str, Any] = {"scaled": name}
         for test, one in tests.items():
@@ -82,7 +84,7 @@ def main(argv: list[str]) -> None:
             runs = [one.evaluate(phi, key, steps, FLAGS.num_runs) for phi in learned]
             # A meta-seed counts as one observation, not its runs.
             means = np.array([run.final.mean() for run in runs])
-            mean, error = report.band(means)
+            mean, error = plotting.band(means)
             row[f"{test}, {steps:,}"] = float(mean)
             row[f"stderr, {steps:,}"] = float(error)
         row["diverged"] = int(sum(run.diverged.sum() for run in runs))
@@ -91,12 +93,14 @@ def main(argv: list[str]) -> None:
         curves = curves[:, : curves.shape[1] // block * block]
         curves = curves.reshape(len(curves), -1, block).mean(axis=2)
         steps = (np.arange(curves.shape[1]) + 0.5) * block
-        lines.append(report.Line(name, steps, *report.band(curves), {"color": colour}))
+        lines.append(
+            plotting.Line(name, steps, *plotting.band(curves), {"color": colour})
+        )
         rows.append(row)
         print(row, flush=True)
     print(report.table(rows, list(rows[0])))
     report.write_csv(directory / "scaling.csv", rows)
-    panel = report.Panel(FLAGS.test, "step", "minibatch loss (nats)", lines)
+    panel = plotting.Panel(FLAGS.test, "step", "minibatch loss (nats)", lines)
     pictures = [directory / f"scaling.{kind}" for kind in ("png", "svg")]
     report.write_panels(pictures, [panel])
     print(f"wrote {directory}")

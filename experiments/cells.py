@@ -17,7 +17,15 @@ import jax
 import numpy as np
 
 from experiments import common, paper, report, task_table
-from l2l_jax import Evaluation, Evaluator, Learned, evaluator, learned_optimizer, load
+from l2l_jax import (
+    Evaluation,
+    Evaluator,
+    Learned,
+    evaluator,
+    learned_optimizer,
+    load,
+    plotting,
+)
 from l2l_jax.baselines import EXPONENTS, SCHEDULED, Tuning, baseline, tune
 from l2l_jax.tasks import accuracy
 
@@ -310,7 +318,7 @@ def condensed(curves: np.ndarray) -> dict[str, np.ndarray]:
         return {"step": step, "mean": nothing, "stderr": nothing}
     means = np.add.reduceat(finite.astype(float), begins, axis=1) / (ends - begins)
     mean, error = (
-        np.array([float(f"{x:.6g}") for x in values]) for values in report.band(means)
+        np.array([float(f"{x:.6g}") for x in values]) for values in plotting.band(means)
     )
     return {"step": step, "mean": mean, "stderr": error}
 

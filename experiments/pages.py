@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments import cells, paper, report
+from l2l_jax import plotting
 
 SHOWN = (
     *("row", "column", "paper", "ours", "ratio", "check", "runs", "diverged"),
@@ -45,7 +46,7 @@ def row_of(lab: cells.Laboratory, entry: paper.Entry, outcome: cells.Outcome) ->
         row["ratio"] = None if row["mean"] is None else mean / entry.published
         row["check"] = "worse" if is_worse(mean, entry.published) else "ok"
     if outcome.result.accuracy is not None:
-        mean, error = report.band(outcome.result.accuracy)
+        mean, error = plotting.band(outcome.result.accuracy)
         row |= {"accuracy": float(mean), "accuracy_stderr": float(error)}
     return row
 

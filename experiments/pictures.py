@@ -5,15 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cells, paper, report
+from experiments import cells, paper
+from l2l_jax import plotting
 
 
 def styles(columns: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour each, the same in all pictures; traditional optimizers dashed."""
     learned, traditional = paper.LEARNED.values(), paper.TRADITIONAL.values()
-    colours = dict(zip([*learned, *traditional], report.COLOURS, strict=True))
+    colours = dict(zip([*learned, *traditional], plotting.COLOURS, strict=True))
     taken = {colours.get(column) for column in columns}
-    spare = (c for c in report.COLOURS[2:] if c not in taken)
+    spare = (c for c in plotting.COLOURS[2:] if c not in taken)
     return {
         column: {
             "color": colours.get(column) or next(spare),
@@ -56,7 +57,7 @@ def panels(
     evidence: paper.Evidence,
     rows: Sequence[Mapping[str, Any]],
     outcomes: Sequence[cells.Outcome],
-) -> list[report.Panel]:
+) -> list[plotting.Panel]:
     """What `report.write_panels` draws of a figure."""
     names = labels(rows, evidence.picture == "curves")
     style = styles(list(names))
@@ -74,7 +75,7 @@ def panels(
     def line(column, x, y, error=None, **more):
         # None, in a mean, is a number that is not finite.
         x, y, error = (None if v is None else np.array(v, float) for v in (x, y, error))
-        return report.Line(names[column], x, y, error, style[column] | more)
+        return plotting.Line(names[column], x, y, error, style[column] | more)
 
     if evidence.picture == "rates":
         rates = [row["rate"] for _, one in entries for row in rates_of(one)]
@@ -90,7 +91,9 @@ def panels(
             x, error = ([r[key] for r in tried] for key in ("rate", "stderr"))
             lines.append(line(row["column"], x, y, error, marker="o", markersize=3))
         title = rows[0]["row"]
-        return [report.Panel(title, "learning rate", f"final {loss}", lines, top, "xy")]
+        return [
+            plotting.Panel(title, "learning rate", f"final {loss}", lines, top, "xy")
+        ]
     if evidence.picture == "rows":
         lines = []
         for column in names:
@@ -98,7 +101,9 @@ def panels(
             y, error = ([row[key] for row in here] for key in ("mean", "stderr"))
             x = [int(row["row"]) for row in here]
             lines.append(line(column, x, y, error, marker="o", markersize=4))
-        return [report.Panel("", "hidden layers", f"final {loss}", lines, top, log="")]
+        return [
+            plotting.Panel("", "hidden layers", f"final {loss}", lines, top, log="")
+        ]
     found = []
     for title in dict.fromkeys(row["row"] for row in rows):
         lines = []
@@ -108,5 +113,5 @@ def panels(
                 values = [] if curve is None else (curve["mean"], curve["stderr"])
                 x = [] if curve is None else curve["step"]
                 lines.append(line(row["column"], x, *(values or ([], []))))
-        found.append(report.Panel(title, "step", f"minibatch {loss}", lines, top))
+        found.append(plotting.Panel(title, "step", f"minibatch {loss}", lines, top))
     return found

@@ -5,23 +5,13 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-COLUMNS = ("task", "optimizer", "rate", "mean", "stderr", "median", "runs", "diverged")
+from l2l_jax.plotting import Panel, draw, loss_curves
 
-# Okabe and Ito: told apart by colour-blind readers, too.
-COLOURS = (
-    "#D55E00",
-    "#0072B2",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#999999",
-)
+COLUMNS = ("task", "optimizer", "rate", "mean", "stderr", "median", "runs", "diverged")
 
 
 def new_directory(path: str) -> pathlib.Path:
@@ -94,50 +84,6 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -
     return "\n".join(text)
 
 
-class Line(NamedTuple):
-    """A line of a panel.
-
-    Attributes:
-      label: its name in the legend.
-      x, y: floats (N,); what is not finite is left out.
-      error: float (N,), half the height of the band around it; None: no band.
-      style: of matplotlib, such as {"color": COLOURS[0]}.
-    """
-
-    label: str
-    x: np.ndarray
-    y: np.ndarray
-    error: np.ndarray | None = None
-    style: Mapping[str, Any] = {}
-
-
-class Panel(NamedTuple):
-    """One coordinate system of a picture.
-
-    Attributes:
-      title: above it.
-      x_label, y_label: with units.
-      lines: from back to front.
-      top: upper end of the y axis; None: as high as the lines.
-      log: which axes are logarithmic, of "x" and "y".
-    """
-
-    title: str
-    x_label: str
-    y_label: str
-    lines: Sequence[Line]
-    top: float | None = None
-    log: str = "y"
-
-
-def band(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (T,) and its standard error (T,), zeros for one run, of losses (R, T)."""
-    mean = losses.mean(axis=0)
-    if len(losses) < 2:
-        return mean, np.zeros_like(mean)
-    return mean, losses.std(axis=0, ddof=1) / len(losses) ** 0.5
-
-
 def write_panels(
     paths: Sequence[pathlib.Path],
     panels: Sequence[Panel],
@@ -152,62 +98,14 @@ def write_panels(
     """
     import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    # At 830 pixels, the width of a README, ten inches make nine points ten pixels.
-    columns = columns or len(panels)
-    rows = -(-len(panels) // columns)
-    width = max(5.6, min(4.6 * columns, 10))
-    height = 4.2 if rows == 1 else 2.6 * rows
-    with pyplot.rc_context({"svg.hashsalt": "l2l_jax", "font.size": 9}):
-        figure, axes = pyplot.subplots(
-            rows,
-            columns,
-            figsize=(width, height),
-            squeeze=False,
-            layout="constrained",
-        )
-        handles = {}
-        for axis, panel in zip(axes.flat, panels, strict=True):
-            for line in panel.lines:
-                style = {"linewidth": 1.6, **line.style}
-                (drawn,) = axis.plot(line.x, line.y, label=line.label, **style)
-                handles.setdefault(line.label, drawn)
-                if line.error is not None:
-                    low, high = line.y - line.error, line.y + line.error
-                    axis.fill_between(
-                        line.x,
-                        low,
-                        high,
-                        color=drawn.get_color(),
-                        alpha=0.2,
-                        linewidth=0,
-                    )
-            if "x" in panel.log:
-                axis.set_xscale("log")
-            if "y" in panel.log:
-                axis.set_yscale("log")
-            else:
-                axis.set_ylim(bottom=0)
-            axis.set_ylim(top=panel.top)
-            axis.set_title(panel.title, fontsize="medium")
-            axis.set_xlabel(panel.x_label)
-            axis.grid(alpha=0.3, which="both")
-        for row in range(rows):
-            axes[row][0].set_ylabel(panels[row * columns].y_label)
-        beside = max(1, min(len(handles), int(width // 2.4)))
-        if handles:
-            figure.legend(
-                handles.values(), handles, loc="outside lower center", ncols=beside
-            )
+    with matplotlib.rc_context({"svg.hashsalt": "l2l_jax"}):
+        figure = draw(panels, columns)
         for path in paths:
             kind = path.suffix[1:]
             # No date, or the bytes would change from day to day.
             metadata = {"Date": None} if kind == "svg" else {}
             options = {"dpi": 150, "format": kind, "metadata": metadata}
             write(path, lambda file, options=options: figure.savefig(file, **options))
-        pyplot.close(figure)
 
 
 def write_curves(
@@ -220,14 +118,5 @@ def write_curves(
       curves: for each task and optimizer the losses (runs, steps). Lines are means of
         the runs that stayed finite, bands their standard errors.
     """
-    panels = []
-    for task, of_task in curves.items():
-        lines = []
-        for colour, (name, losses) in zip(COLOURS, of_task.items(), strict=False):
-            finite = losses[np.isfinite(losses).all(axis=1)]
-            if len(finite):
-                steps = np.arange(finite.shape[1])
-                lines.append(Line(name, steps, *band(finite), {"color": colour}))
-        top = 2 * max((float(line.y[0]) for line in lines), default=0.0) or None
-        panels.append(Panel(task, "step", "minibatch loss (nats)", lines, top))
+    panels = [loss_curves(of_task, task) for task, of_task in curves.items()]
     write_panels([path], panels)

@@ -22,7 +22,7 @@ from absl import flags
 import l2l_jax
 from experiments import cells, common, horizons, paper, report, task_table, timing
 from experiments.networks import STRUCTURES
-from l2l_jax import start_episode, unroll
+from l2l_jax import plotting, start_episode, unroll
 from l2l_jax.baselines import baseline
 
 FLAGS = flags.FLAGS
@@ -77,7 +77,7 @@ def timed(lab: cells.Laboratory, task_name: str, rate: float) -> dict[str, dict]
 
 def rows_of(
     lab: cells.Laboratory, structure: str, steps: list[int]
-) -> tuple[list[dict[str, Any]], list[report.Panel]]:
+) -> tuple[list[dict[str, Any]], list[plotting.Panel]]:
     """The rows and the two panels, by step and by second, of one structure."""
     task = f"{FLAGS.data}_{structure}"
     outcomes = {
@@ -92,7 +92,9 @@ def rows_of(
     costs = timed(lab, task, tuned.best_rate)
     deadline = most * costs["adam"]["ms a step"]
     rows, by_step, by_second = [], [], []
-    for (name, words), colour in zip(OPTIMIZERS.items(), report.COLOURS, strict=False):
+    for (name, words), colour in zip(
+        OPTIMIZERS.items(), plotting.COLOURS, strict=False
+    ):
         ended = {n: outcomes[name, n].result for n in steps}
         last, cost = ended[most], costs[name]
         curve = last.curve
@@ -109,14 +111,14 @@ def rows_of(
         rows.append(row)
         style = {"color": colour}
         line = functools.partial(
-            report.Line, words, y=curve["mean"], error=curve["stderr"], style=style
+            plotting.Line, words, y=curve["mean"], error=curve["stderr"], style=style
         )
         by_step.append(line(x=curve["step"]))
         by_second.append(line(x=curve["step"] * cost["ms a step"] / 1e3))
     label, top = "minibatch loss (nats)", 3.0
     return rows, [
-        report.Panel(structure, "step", label, by_step, top),
-        report.Panel(structure, "seconds of one run", label, by_second, top, "xy"),
+        plotting.Panel(structure, "step", label, by_step, top),
+        plotting.Panel(structure, "seconds of one run", label, by_second, top, "xy"),
     ]
 
 

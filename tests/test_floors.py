@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(l2l_jax.__file__).parent
 FLOORS = [
     {"types", "checks", "files"},
     {"processes"},
-    {"trees", "lstm", "preprocess", "sharding", "lazy"},
+    {"trees", "lstm", "preprocess", "sharding", "lazy", "probe"},
     {"fused", "chunks"},
     {"kernel"},
     {"optimizers.coordinatewise"},
@@ -27,12 +27,12 @@ FLOORS = [
     {"trainer"},
     {"evaluate"},
     {"baselines", "records", "checkpoint"},
-    {"selection"},
+    {"selection", "plotting"},
     {"runs"},
     {""},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
-PUBLIC = {"", "tasks", "runs", "baselines"}
+PUBLIC = {"", "tasks", "runs", "baselines", "plotting", "probe"}
 HEAVY = {"tensorflow", "tensorflow_datasets", "sklearn", "matplotlib", "orbax"}
 HEAVY |= {"tensorboardX", "tqdm", "absl"}
 

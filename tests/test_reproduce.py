@@ -14,7 +14,7 @@ import optax
 import pytest
 from networks import random_weights
 
-from experiments import cells, pages, paper, pictures, report, reproduce, task_table
+from experiments import cells, pages, paper, pictures, reproduce, task_table
 from l2l_jax import (
     Evaluation,
     Evaluator,
@@ -24,6 +24,7 @@ from l2l_jax import (
     save,
 )
 from l2l_jax.baselines import BASELINES, Tuning
+from l2l_jax.plotting import band
 from l2l_jax.tasks import MLP, Dataset, accuracy, load_dataset
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -222,7 +223,7 @@ def test_condensed_curves():
     np.testing.assert_allclose(found["stderr"], 1)
     assert np.isnan(cells.condensed(curves[2:])["mean"]).all()
     assert cells.condensed(curves[:, :3])["step"].tolist() == [0, 1, 2]
-    np.testing.assert_array_equal(report.band(np.ones((1, 3)))[1], 0)
+    np.testing.assert_array_equal(band(np.ones((1, 3)))[1], 0)
 
 
 def test_runs_are_those_of_the_paper(tmp_path):

@@ -1,7 +1,7 @@
 """Runs that can be killed at any moment and resumed, and what they leave on disk.
 
 A run advances a state, iteration by iteration, by a deterministic function
-`step(state, iteration) -> (state, metrics)`. Its directory:
+`step(state, iteration) -> (state, metrics)`. Its directory::
 
     config.json      all that is needed to repeat it: the caller's configuration,
                      versions, device, and what changed when it was resumed

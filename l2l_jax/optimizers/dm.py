@@ -84,7 +84,7 @@ class DMState(NamedTuple):
 
     Attributes:
       lstm: for each layer an `LSTMState` of two trees like the parameters, whose leaves
-        have shape (H, *S).
+        have shape `(H, *S)`.
     """
 
     lstm: tuple[LSTMState, ...]

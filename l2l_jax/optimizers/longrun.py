@@ -24,8 +24,8 @@ class LongrunParams(NamedTuple):
     """Weights φ of Longrun.
 
     Attributes:
-      factor: W (5, 4), how much each of the signals at a coordinate (rows: 1, |m̃|, m̃g̃,
-        |m̃'|, m̃'g̃) counts for the length of a step: in the long run (column 0), and
+      factor: W (5, 4), how much each of the signals at a coordinate (rows: `1, |m̃|, m̃g̃,
+        |m̃'|, m̃'g̃`) counts for the length of a step: in the long run (column 0), and
         what is taken off that in the first 10, 100, 1,000 steps. With fewer rows the
         signals left are the first ones.
     """

@@ -98,7 +98,7 @@ class RNNpropState(NamedTuple):
       count: int32 scalar, steps done.
       m: first moments, a tree like the parameters, at least float32.
       v: second moments, likewise.
-      lstm: for each layer an `LSTMState` of two such trees with leaves (H, *S).
+      lstm: for each layer an `LSTMState` of two such trees with leaves `(H, *S)`.
     """
 
     count: jax.Array  # type: ignore[assignment]  # not tuple.count

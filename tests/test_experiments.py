@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import task_table
+from experiments import task_table, watch
 from experiments.networks import STRUCTURES
 from l2l_jax import load, runs
 
@@ -299,6 +300,42 @@ def test_bench_lazy(tmp_path):
     assert evaluations["every 4"] == 50
     assert 50 < evaluations["every 4 on a plateau"] <= 200
     assert (tmp_path / "out" / "lazy.png").stat().st_size > 1000
+
+
+def test_watch(trained, tmp_path):
+    directory, _ = trained
+    text = binary("watch", f"--workdir={directory}")
+    assert "2 of 2 iterations, finished" in text
+    assert "rnnprop, quadratic" in text
+    losses = runs.read_log(directory)["train_loss"]
+    assert f"{losses.mean():.4g}" in text
+    assert "holds no run" in binary("watch", f"--workdir={tmp_path}", fails=True)
+
+
+def test_watch_tells_a_run_that_is_silent(trained, tmp_path):
+    longer = tmp_path / "run"
+    shutil.copytree(trained[0], longer)
+    described = json.loads((longer / "config.json").read_text())
+    described["num_iterations"] = 5
+    (longer / "config.json").write_text(json.dumps(described))
+    runs.record_validation(longer, 2, 0.25)
+    written = (longer / "log.csv").stat().st_mtime
+    found = watch.summary(longer, written + 1)
+    assert (found["state"], found["done"], found["of"]) == ("running", 2, 5)
+    assert found["left"] == 3 * found["speed"]
+    assert found["scores"] == [(2, 0.25)]
+    later = watch.summary(longer, written + 1e6)
+    assert later["state"].startswith("silent for 11 days")
+    # A row that is being written is not there yet.
+    with (longer / "log.csv").open("a") as log:
+        log.write("2,0.")
+    assert watch.summary(longer, written)["done"] == 2
+
+
+def test_bars():
+    assert watch.bars([3.0] * 7, 5) == watch.BARS[0] * 5
+    assert watch.bars([np.nan, 1.0, -1.0], 9) == " █▁"
+    assert watch.bars([], 9) == ""
 
 
 @pytest.mark.soak

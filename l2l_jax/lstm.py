@@ -5,8 +5,8 @@ may follow them, in all arrays but the weights: (H, *S) for (H,).
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +116,33 @@ def lstm_cell(
     return LSTMState(c, jax.nn.sigmoid(o) * jnp.tanh(c))
 
 
+def lstm_layers(
+    layers: Sequence[Any],
+    states: Sequence[Any],
+    x: Any,
+    precision: str = "highest",
+    cell: Callable[..., Any] = lstm_cell,
+) -> tuple[Any, tuple[Any, ...]]:
+    """LSTM layers on top of each other.
+
+    Args:
+      layers: weights, the lowest layer first.
+      states: one a layer.
+      x: (inputs,).
+      precision: of the matrix products.
+      cell: `lstm_cell`, or what computes the same; the one place that looks into
+        `layers`, `states` and `x`, so they may be of any kind that it takes.
+
+    Returns:
+      The last layer's h, and the new states.
+    """
+    new_states = []
+    for weights, state in zip(layers, states, strict=True):
+        new_states.append(cell(weights, state, x, precision))
+        x = new_states[-1].h
+    return x, tuple(new_states)
+
+
 def lstm_network(
     layers: tuple[LSTMWeights, ...],
     output: Dense,
@@ -137,8 +164,5 @@ def lstm_network(
     Returns:
       The output, a scalar, and the new states.
     """
-    new_states = []
-    for weights, state in zip(layers, states, strict=True):
-        new_states.append(cell(weights, state, x, precision))
-        x = new_states[-1].h
-    return dense(output, x, precision)[0], tuple(new_states)
+    x, new_states = lstm_layers(layers, states, x, precision, cell)
+    return dense(output, x, precision)[0], new_states

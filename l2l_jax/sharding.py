@@ -145,27 +145,49 @@ def auto_within(step: Step) -> Step:
     Where no array has explicit axes it is the step as it is.
     """
 
+    def on_all(shared, gs, states):
+        update, state = step(shared, gs[0], states[0])
+        return [update], [state]
+
     def choose(shared, g, state):
-        leaf = jax.typeof(jax.tree.leaves(state)[-1])
-        explicit = _axes(leaf.sharding.mesh, AxisType.Explicit)
+        (update,), (state,) = auto_within_all(on_all)(shared, [g], [state])
+        return update, state
+
+    return choose
+
+
+def auto_within_all(step: Callable[..., tuple]) -> Callable[..., tuple]:
+    """`auto_within` for a step that sees all leaves at once.
+
+    It is `step(shared, gs, states) -> (updates, states)` of lists, one entry a leaf.
+    """
+
+    def choose(shared, gs, states):
+        lasts = [jax.typeof(jax.tree.leaves(state)[-1]) for state in states]
+        explicit = {a for x in lasts for a in _axes(x.sharding.mesh, AxisType.Explicit)}
         if not explicit:
-            return step(shared, g, state)
+            return step(shared, gs, states)
 
         def keep(names):
             names = names if isinstance(names, tuple) else (names,)
             return tuple(name for name in names if name in explicit) or None
 
-        spec = [*map(keep, leaf.sharding.spec), *[None] * leaf.ndim]
-        spec = spec[leaf.ndim - g.ndim : leaf.ndim]
+        def beside(last, g, state):
+            spec = [*map(keep, last.sharding.spec), *[None] * last.ndim]
+            spec = spec[last.ndim - g.ndim : last.ndim]
 
-        def place(x):
-            front = [None] * (x.ndim - g.ndim)
-            return NamedSharding(leaf.sharding.mesh, PartitionSpec(*front, *spec))
+            def place(x):
+                front = [None] * (x.ndim - g.ndim)
+                return NamedSharding(last.sharding.mesh, PartitionSpec(*front, *spec))
 
+            return jax.tree.map(place, (g, state))
+
+        places = map(beside, lasts, gs, states)
+        g_places, state_places = map(list, zip(*places, strict=True))
         run = jax.sharding.auto_axes(
-            step, axes=tuple(explicit), out_sharding=jax.tree.map(place, (g, state))
+            step, axes=tuple(explicit), out_sharding=(g_places, state_places)
         )
-        return jax.jit(run)(shared, g, state)
+        return jax.jit(run)(shared, gs, states)
 
     return choose
 

@@ -1,6 +1,6 @@
 """Trees: maps with several results, maps over coordinates, a test of finiteness."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,12 +25,27 @@ def map_unzip(f: Callable[..., tuple], tree: PyTree, *rest: PyTree) -> tuple:
       >>> map_unzip(lambda x, y: (x + y, x * y), {"a": 2}, {"a": 3})
       ({'a': 5}, {'a': 6})
     """
+    return map_rows(lambda rows: [f(*row) for row in rows], tree, *rest)
+
+
+def map_rows(f: Callable[..., Sequence[tuple]], tree: PyTree, *rest: PyTree) -> tuple:
+    """`map_unzip` for an `f` that sees all leaves at once.
+
+    Args:
+      f: takes a list, for each leaf the tuple of what `map_unzip`'s takes, and returns
+        such a list of new ones. Not called if there are no leaves.
+      tree: as of `map_unzip`.
+      *rest: likewise.
+
+    Returns:
+      A tuple of 1 + len(rest) trees.
+    """
     leaves = jax.tree.leaves(tree)
     structure: Any = jax.tree.structure(tree)
     if not leaves:
         return tree, *rest
     columns = [leaves, *(structure.flatten_up_to(other) for other in rest)]
-    rows = [f(*row) for row in zip(*columns, strict=True)]
+    rows = f(list(zip(*columns, strict=True)))
     return tuple(structure.unflatten(column) for column in zip(*rows, strict=True))
 
 

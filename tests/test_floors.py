@@ -16,6 +16,7 @@ FLOORS = [
     {"fused", "chunks"},
     {"kernel"},
     {"optimizers.coordinatewise"},
+    {"optimizers.averaging"},
     {"optimizers.rnnprop", "optimizers.dm", "optimizers.longrun"},
     {"optimizers.learned"},
     {"tasks.data", "tasks.shuffle", "random_scaling", "convex"},

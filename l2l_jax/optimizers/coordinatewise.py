@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from l2l_jax.checks import check_choice, check_floating
 from l2l_jax.chunks import in_chunks
 from l2l_jax.fused import fused_cell
-from l2l_jax.lstm import LSTMState, LSTMWeights, lstm_cell
+from l2l_jax.lstm import LSTMState, LSTMWeights, lstm_cell, lstm_network
 from l2l_jax.preprocess import relative_gradients
 from l2l_jax.sharding import auto_within, zeros_beside
-from l2l_jax.trees import map_unzip, over_coordinates
+from l2l_jax.trees import map_rows, over_coordinates
 from l2l_jax.types import PyTree
 
 STATE_DTYPES = (None, "bfloat16", "float32", "float64")
@@ -135,14 +135,14 @@ class Rule(NamedTuple):
     Attributes:
       see: `see(scalars, g, moments) -> (inputs, moments)`: the two numbers that the
         network gets, and the new moments.
-      network: `network(weights, states, x, cell) -> (x_out, states)`; `cell` is
-        `lstm_cell` or the like.
+      enter: `enter(weights, x) -> x`: what the lowest LSTM layer gets, of the two
+        inputs (2,).
       move: `move(scalars, x_out, inputs) -> update`.
       precision: of the network's matrix products.
     """
 
     see: Callable[..., tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]]
-    network: Callable[..., tuple[jax.Array, tuple[LSTMState, ...]]]
+    enter: Callable[..., jax.Array]
     move: Callable[..., jax.Array]
     precision: str
 
@@ -200,7 +200,7 @@ def step_leaf(
         (scalars, weights), (moments, cells) = shared, state
         inputs, moments = rule.see(scalars, g.astype(dtype), moments)
         x_out, cells = _step_cells(
-            rule.network, weights, inputs, cells, implementation == "plain"
+            rule, weights, inputs, cells, implementation == "plain"
         )
         return rule.move(scalars, x_out, inputs).astype(g.dtype), (moments, cells)
 
@@ -223,20 +223,28 @@ def _skipping(see: Callable, step: Callable) -> Callable:
     """`step(shared, g, state)`, but where it would not stay finite: 0 and no change."""
 
     def skipping(shared, g, state):
-        (scalars, _), (moments, _) = shared, state
-        seen = g.astype(compute_dtype(g))
-        finite = map(jnp.isfinite, (seen, *see(scalars, seen, moments)[1]))
-        good = functools.reduce(jnp.logical_and, finite)
+        good = stays_finite(see, shared[0], g, state[0])
         # The step takes 0 there, or the derivative of what is not taken would be NaN,
         # and NaN times 0 is NaN.
         new = step(shared, jnp.where(good, g, 0), state)
-        return jax.tree.map(
-            lambda new, old: jnp.where(jnp.broadcast_to(good, new.shape), new, old),
-            new,
-            (jnp.zeros_like(g), state),
-        )
+        return where_good(good, new, (jnp.zeros_like(g), state))
 
     return skipping
+
+
+def stays_finite(
+    see: Callable, scalars: tuple, g: jax.Array, moments: tuple
+) -> jax.Array:
+    """Where the gradient, and the moments that it would give, are finite."""
+    seen = g.astype(compute_dtype(g))
+    finite = map(jnp.isfinite, (seen, *see(scalars, seen, moments)[1]))
+    return functools.reduce(jnp.logical_and, finite)
+
+
+def where_good(good: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """The new arrays at coordinates that are good, the old ones at others."""
+    choose = lambda x, y: jnp.where(jnp.broadcast_to(good, x.shape), x, y)
+    return jax.tree.map(choose, new, old)
 
 
 def _by_kernel(rule: Rule, arguments: tuple, guard: Callable) -> Callable | None:
@@ -268,9 +276,16 @@ def on_one_gpu() -> bool:
     return len(devices) == 1 and new and jax.__version_info__ >= KERNEL_SINCE
 
 
-def _step_cells(network, weights, inputs, cells, plain):
+def _step_cells(rule, weights, inputs, cells, plain):
     """The network's output, of the inputs' shape and dtype, and the new cells."""
     shape, dtype = inputs[0].shape, inputs[0].dtype
+
+    def network(weights, states, x, cell):
+        return lstm_network(
+            *(weights.lstm, weights.output, states, rule.enter(weights, x)),
+            *(rule.precision, cell),
+        )
+
     weights, states = jax.tree.map(lambda x: x.astype(dtype), (weights, cells))
     if plain:
         # Where a mapped array meets an unmapped one element by element, vmap moves the
@@ -314,16 +329,30 @@ def map_leaves(
     Raises:
       TypeError: a gradient is not real floating; the message has its path.
     """
+    return map_all_leaves(
+        lambda rows: [f(*row) for row in rows], updates, moments, lstm
+    )
+
+
+def map_all_leaves(
+    f: Callable[..., list[tuple]],
+    updates: PyTree,
+    moments: tuple[PyTree, ...],
+    lstm: tuple[LSTMState, ...],
+) -> tuple[PyTree, tuple[PyTree, ...], tuple[LSTMState, ...]]:
+    """`map_leaves` for an `f` that sees all leaves at once, and returns such lists."""
     check_floating(updates)
     split = len(moments)
 
     def pairs(values: tuple) -> tuple[LSTMState, ...]:
         return tuple(map(LSTMState, values[::2], values[1::2]))
 
-    def one_leaf(g, *values):
-        update, new_moments, cells = f(g, values[:split], pairs(values[split:]))
-        return update, *new_moments, *(value for cell in cells for value in cell)
+    def all_leaves(rows):
+        found = f([(r[0], r[1 : split + 1], pairs(r[split + 1 :])) for r in rows])
+        return [
+            (u, *new, *(x for cell in cells for x in cell)) for u, new, cells in found
+        ]
 
     states = (tree for layer in lstm for tree in layer)
-    updates, *values = map_unzip(one_leaf, updates, *moments, *states)
+    updates, *values = map_rows(all_leaves, updates, *moments, *states)
     return updates, tuple(values[:split]), pairs(tuple(values[split:]))

@@ -13,15 +13,13 @@ from l2l_jax.lstm import (
     LSTMState,
     LSTMWeights,
     dense_init,
-    lstm_network,
     stack_init,
 )
+from l2l_jax.optimizers.averaging import check_averaged_units, step_tree
 from l2l_jax.optimizers.coordinatewise import (
     Rule,
     check_network,
     init_cells,
-    map_leaves,
-    step_leaf,
 )
 from l2l_jax.preprocess import log_and_sign
 
@@ -92,11 +90,7 @@ class DMState(NamedTuple):
 
 def dm_rule(form: str = "clip", precision: str = "highest") -> Rule:
     """The rule of `dm_transform`; scalars: α, p."""
-
-    def network(weights, states, x, cell):
-        return lstm_network(weights.lstm, weights.output, states, x, precision, cell)
-
-    return Rule(functools.partial(_see, form), network, _move, precision)
+    return Rule(functools.partial(_see, form), lambda weights, x: x, _move, precision)
 
 
 def _see(form, scalars, g, moments):
@@ -118,6 +112,7 @@ def dm_transform(
     precision: str = "highest",
     implementation: str = "auto",
     skip_nonfinite: bool = False,
+    averaged_units: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The DMoptimizer as an optax transformation.
 
@@ -157,6 +152,11 @@ def dm_transform(
         infinite: the update is 0 and the LSTM's state stays as it is. False is the
         paper's rule, in which a NaN makes the state NaN from then on.
         (`optax.apply_if_finite` leaves out the whole step.)
+      averaged_units: k, up to the smallest layer's size: the first k units of every
+        LSTM layer are global averaging cells, whose h is its mean over all coordinates,
+        see `l2l_jax.optimizers.averaging`. None or 0: every coordinate on its own. Not
+        with implementation "kernel". (`optax.inject_hyperparams` must be told that it
+        is one of its `static_args`.)
 
     Returns:
       An `optax.GradientTransformationExtraArgs` for any pytree of floating arrays.
@@ -186,6 +186,7 @@ def dm_transform(
     phi = params
     how = implementation, skip_nonfinite
     check_network(phi, DMParams, state_dtype, precision, *how)
+    check_averaged_units(averaged_units, phi.lstm, implementation)
 
     rule = dm_rule(form, precision)
 
@@ -194,12 +195,10 @@ def dm_transform(
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
-
-        def update_leaf(g, moments, cells):
-            scalars = (step_size, p)
-            return step_leaf(rule, phi, scalars, g, moments, cells, *how)
-
-        updates, _, lstm = map_leaves(update_leaf, updates, (), state.lstm)
+        updates, _, lstm = step_tree(
+            *(rule, phi, lambda g: (step_size, p), updates, (), state.lstm),
+            *(averaged_units, *how),
+        )
         return updates, DMState(lstm)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

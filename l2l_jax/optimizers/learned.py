@@ -34,11 +34,16 @@ class Kind(NamedTuple):
       init: `init(key, **sizes) -> φ`.
       transform: `transform(φ, **hyper_parameters)`, the optax transformation.
       sizes: `sizes(φ)`, the JSON-able arguments of `init` that give φ's shapes.
+      coordinatewise: whether `transform(φ, **hyper_parameters)` treats every coordinate
+        on its own, a function of the hyper-parameters.
     """
 
     init: Callable[..., PyTree]
     transform: Callable[..., optax.GradientTransformationExtraArgs]
     sizes: Callable[[PyTree], dict[str, Any]]
+    coordinatewise: Callable[..., bool] = lambda **config: (
+        not config.get("averaged_units")
+    )
 
 
 KINDS = {
@@ -71,11 +76,11 @@ def learned_optimizer(
       (32,)
     """
     check_choice("kind", kind, tuple(KINDS))
-    init, transform, _ = KINDS[kind]
+    found = KINDS[kind]
     return LearnedOptimizer(
-        init=lambda key: init(key, **(sizes or {})),
-        transform=lambda phi: transform(phi, **config),
-        coordinatewise=True,
+        init=lambda key: found.init(key, **(sizes or {})),
+        transform=lambda phi: found.transform(phi, **config),
+        coordinatewise=found.coordinatewise(**config),
     )
 
 

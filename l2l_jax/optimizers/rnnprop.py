@@ -14,18 +14,16 @@ from l2l_jax.lstm import (
     LSTMWeights,
     dense,
     dense_init,
-    lstm_network,
     stack_init,
 )
+from l2l_jax.optimizers.averaging import check_averaged_units, step_tree
 from l2l_jax.optimizers.coordinatewise import (
     Rule,
     check_network,
     init_cells,
     init_moments,
-    map_leaves,
     relative_scalars,
     see_relative,
-    step_leaf,
 )
 from l2l_jax.types import PyTree
 
@@ -110,11 +108,10 @@ class RNNpropState(NamedTuple):
 def rnnprop_rule(precision: str = "highest") -> Rule:
     """The rule of `rnnprop_transform`; scalars: α, β1, β2, ε, 1 - β1^t, 1 - β2^t."""
 
-    def network(weights, states, x, cell):
-        z = elu(dense(weights.input, x, precision))
-        return lstm_network(weights.lstm, weights.output, states, z, precision, cell)
+    def enter(weights, x):
+        return elu(dense(weights.input, x, precision))
 
-    return Rule(see_relative, network, _move, precision)
+    return Rule(see_relative, enter, _move, precision)
 
 
 def _move(scalars, x_out, inputs):
@@ -134,6 +131,7 @@ def rnnprop_transform(
     precision: str = "highest",
     implementation: str = "auto",
     skip_nonfinite: bool = False,
+    averaged_units: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The RNNprop optimizer as an optax transformation.
 
@@ -175,6 +173,11 @@ def rnnprop_transform(
         LSTM's state stay as they are. False is the paper's rule, in which they are NaN
         from then on, or v infinite. (`optax.apply_if_finite` leaves out the whole step,
         and lets gradients pass that are finite but too large.)
+      averaged_units: k, up to the smallest layer's size: the first k units of every
+        LSTM layer are global averaging cells, whose h is its mean over all coordinates,
+        see `l2l_jax.optimizers.averaging`. None or 0: every coordinate on its own. Not
+        with implementation "kernel". (`optax.inject_hyperparams` must be told that it
+        is one of its `static_args`.)
 
     Returns:
       An `optax.GradientTransformationExtraArgs` for any pytree of floating arrays.
@@ -206,6 +209,7 @@ def rnnprop_transform(
     phi = params
     how = implementation, skip_nonfinite
     check_network(phi, RNNpropParams, state_dtype, precision, *how)
+    check_averaged_units(averaged_units, phi.lstm, implementation)
 
     rule = rnnprop_rule(precision)
 
@@ -223,12 +227,12 @@ def rnnprop_transform(
         del params, extra_args
         count = optax.safe_increment(state.count)
 
-        def update_leaf(g, moments, cells):
-            scalars = relative_scalars(g, step_size, b1, b2, eps, count)
-            return step_leaf(rule, phi, scalars, g, moments, cells, *how)
+        def scalars(g):
+            return relative_scalars(g, step_size, b1, b2, eps, count)
 
-        updates, (m, v), lstm = map_leaves(
-            update_leaf, updates, (state.m, state.v), state.lstm
+        updates, (m, v), lstm = step_tree(
+            *(rule, phi, scalars, updates, (state.m, state.v), state.lstm),
+            *(averaged_units, *how),
         )
         return updates, RNNpropState(count, m, v, lstm)
 

@@ -1,0 +1,110 @@
+r"""What global averaging cells are worth: optimizers learned with and without them.
+
+    python -m experiments.bench_averaging --outdir=runs/averaging
+
+RNNprop and DMoptimizer, meta-trained on random quadratics and on the base MLP on
+digits, without and with --units of every layer averaged over all coordinates, all else
+equal: budget, initial φ and episodes of a meta-seed. Each is then run on the task that
+it was learned on, on the same instances. Writes a table, in which "ratio" is the
+geometric mean over meta-seeds of the final loss (median of the runs) with over that
+without, "stderr" the standard error of its logarithm, and the loss curves, each the
+mean of --num_seeds learned ones.
+"""
+
+import itertools
+import time
+
+import jax
+import numpy as np
+import optax
+from absl import flags
+
+from experiments import common, report, task_table
+from l2l_jax import MetaTrainer, evaluator, learned_optimizer, meta_trainer
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("tasks", ["quadratic", "digits_mlp"], "What is optimized.")
+flags.DEFINE_list("optimizers", ["rnnprop", "dm"], "What is learned.")
+flags.DEFINE_list("num_iterations", ["2000", "80"], "Of meta-training, for each task.")
+flags.DEFINE_integer("units", 5, "Averaged units of each layer.", lower_bound=1)
+flags.DEFINE_integer("hidden_size", 20, "Of the two layers.", lower_bound=1)
+flags.DEFINE_integer("num_seeds", 3, "Meta-trainings of each.", lower_bound=2)
+flags.DEFINE_integer("num_steps", 100, "Steps of a run.", lower_bound=20)
+flags.DEFINE_integer("num_runs", 50, "Runs of each learned one.", lower_bound=2)
+flags.DEFINE_float("meta_learning_rate", 1e-3, "Of Adam, the outer optimizer.")
+flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
+flags.mark_flag_as_required("outdir")
+
+
+def learn(trainer: MetaTrainer, num_iterations: int, seed: int):
+    """φ, and the seconds of an iteration."""
+    init_key, key = jax.random.split(jax.random.key(seed))
+    state = trainer.init(init_key)
+    segments = FLAGS.num_steps // 20
+    for i in range(num_iterations):
+        state, _ = trainer.iterate(state, jax.random.fold_in(key, i), segments)
+        if i == 0:
+            jax.block_until_ready(state)
+            begin = time.perf_counter()
+    jax.block_until_ready(state)
+    return state.phi, (time.perf_counter() - begin) / max(num_iterations - 1, 1)
+
+
+def compare(name: str, kind: str, num_iterations: int) -> tuple[dict, list]:
+    """A row of the table, and two lines of the picture."""
+    task = task_table.make_task(name)
+    sizes = {"hidden_sizes": (FLAGS.hidden_size,) * 2}
+    finals, seconds, lines = [], [], []
+    for units, colour in zip((0, FLAGS.units), report.COLOURS, strict=False):
+        optimizer = learned_optimizer(kind, sizes, averaged_units=units)
+        trainer = meta_trainer(task, optimizer, optax.adam(FLAGS.meta_learning_rate))
+        evaluation = evaluator(task, optimizer.transform)
+        curves, of_seeds = [], []
+        for seed in range(FLAGS.num_seeds):
+            phi, of_iteration = learn(trainer, num_iterations, seed)
+            key = jax.random.key(10_000)
+            result = evaluation.evaluate(phi, key, FLAGS.num_steps, FLAGS.num_runs)
+            curves.append(result.curves.mean(axis=0))
+            of_seeds.append(np.median(result.final))
+            print(
+                f"{name}, {kind}, {units} units, meta-seed {seed}: {of_seeds[-1]:.4g}"
+            )
+        finals.append(np.array(of_seeds))
+        seconds.append(of_iteration)
+        label = f"{units} units averaged"
+        steps = np.arange(FLAGS.num_steps)
+        band = report.band(np.stack(curves))
+        lines.append(report.Line(label, steps, *band, {"color": colour}))
+    logs = np.log(finals[1] / finals[0])
+    row = {
+        "task": name,
+        "optimizer": kind,
+        "without": float(finals[0].mean()),
+        "with": float(finals[1].mean()),
+        "ratio": float(np.exp(logs.mean())),
+        "stderr": float(logs.std(ddof=1) / len(logs) ** 0.5),
+        "of seeds": " ".join(f"{x:.3g}" for x in np.exp(logs)),
+        "ms of an iteration": f"{1e3 * seconds[0]:.0f}, {1e3 * seconds[1]:.0f}",
+    }
+    return row, lines
+
+
+def main(argv: list[str]) -> None:
+    """Learns, compares, prints and writes."""
+    del argv
+    directory = report.new_directory(FLAGS.outdir)
+    rows, panels = [], []
+    budgets = zip(FLAGS.tasks, map(int, FLAGS.num_iterations), strict=True)
+    for (name, num_iterations), kind in itertools.product(budgets, FLAGS.optimizers):
+        row, lines = compare(name, kind, num_iterations)
+        rows.append(row)
+        panels.append(report.Panel(f"{kind}, {name}", "step", "loss", lines))
+    print(report.table(rows, list(rows[0])))
+    report.write_csv(directory / "averaging.csv", rows)
+    paths = [directory / f"averaging.{suffix}" for suffix in ("png", "svg")]
+    report.write_panels(paths, panels)
+    print(f"wrote {directory}")
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,7 +1,7 @@
 """Learned optimizers, DMoptimizer, RNNprop, Longrun, as ordinary optax transformations.
 
 Use one: `load_pretrained`, `rnnprop_transform`, `dm_transform`, `longrun_transform`,
-`load`; `lazy_updates` around any of them. Learn one:
+`ntm_bfgs_transform`, `load`; `lazy_updates` around any of them. Learn one:
 `meta_trainer` on a `Task`, with `random_scaling` and `combine`. Compare: `evaluator`.
 Tasks on data are in `l2l_jax.tasks`, hand-written optimizers in `l2l_jax.baselines`,
 resumable runs in `l2l_jax.runs`.
@@ -35,6 +35,12 @@ from l2l_jax.optimizers.longrun import (
     longrun_init,
     longrun_transform,
 )
+from l2l_jax.optimizers.ntm_bfgs import (
+    NTMBFGSParams,
+    NTMBFGSState,
+    ntm_bfgs_init,
+    ntm_bfgs_transform,
+)
 from l2l_jax.optimizers.rnnprop import (
     RNNpropParams,
     RNNpropState,
@@ -62,6 +68,8 @@ __all__ = [
     "LongrunState",
     "MetaState",
     "MetaTrainer",
+    "NTMBFGSParams",
+    "NTMBFGSState",
     "RNNpropParams",
     "RNNpropState",
     "Task",
@@ -82,6 +90,8 @@ __all__ = [
     "meta_step",
     "meta_trainer",
     "no_batches",
+    "ntm_bfgs_init",
+    "ntm_bfgs_transform",
     "quadratic_task",
     "random_scaling",
     "rnnprop_init",

@@ -17,7 +17,12 @@ FLOORS = [
     {"kernel"},
     {"optimizers.coordinatewise"},
     {"optimizers.averaging"},
-    {"optimizers.rnnprop", "optimizers.dm", "optimizers.longrun"},
+    {
+        "optimizers.rnnprop",
+        "optimizers.dm",
+        "optimizers.longrun",
+        "optimizers.ntm_bfgs",
+    },
     {"optimizers.learned"},
     {"tasks.data", "tasks.shuffle", "random_scaling", "convex"},
     {"tasks.quadratic", "tasks.mlp", "tasks.conv", "tasks.classification"},

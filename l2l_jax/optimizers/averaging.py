@@ -144,6 +144,28 @@ def step_tree(
     return map_all_leaves(all_leaves, updates, moments, lstm)
 
 
+def averaging_cell(
+    cell: Callable[..., LSTMState], units: int, goods: list[jax.Array | None]
+) -> Callable[..., Any]:
+    """The cell of a layer at all leaves at once, for `lstm_layers`.
+
+    Args:
+      cell: at one leaf, such as `lstm_cell`.
+      units: k, whose h is averaged.
+      goods: for each leaf of shape S which coordinates take part, bool S; None: all.
+
+    Returns:
+      `cell(weights, states, xs, precision)` of lists, one entry a leaf; the new state
+      is an `LSTMState` of two lists.
+    """
+
+    def on_lists(layers, states, xs, precision):
+        new = [cell(*z, precision) for z in zip(layers, states, xs, strict=True)]
+        return _averaged(new, goods, units)
+
+    return on_lists
+
+
 class _Leaf(NamedTuple):
     """What a step works with at one leaf of shape S, in the dtype of its arithmetic.
 
@@ -171,15 +193,12 @@ def _step_all(rule, units, cell, skip_nonfinite, shared, gs, states):
         for of_leaf in zip(shared[0], gs, states, strict=True)
     ]
 
-    def averaging_cell(layers, states, xs, precision):
-        new = [cell(*z, precision) for z in zip(layers, states, xs, strict=True)]
-        return _averaged(new, [leaf.good for leaf in leaves], units)
-
     hs, layers = lstm_layers(
         list(zip(*(leaf.weights.lstm for leaf in leaves), strict=True)),
         list(zip(*(leaf.cells for leaf in leaves), strict=True)),
         [rule.enter(leaf.weights, jnp.stack(leaf.inputs)) for leaf in leaves],
-        *(rule.precision, averaging_cell),
+        rule.precision,
+        averaging_cell(cell, units, [leaf.good for leaf in leaves]),
     )
     cells = [
         tuple(LSTMState(layer.c[i], layer.h[i]) for layer in layers)

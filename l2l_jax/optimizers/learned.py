@@ -18,6 +18,11 @@ from l2l_jax.checks import check_choice
 from l2l_jax.files import write_bytes
 from l2l_jax.optimizers.dm import dm_init, dm_sizes, dm_transform
 from l2l_jax.optimizers.longrun import longrun_init, longrun_sizes, longrun_transform
+from l2l_jax.optimizers.ntm_bfgs import (
+    ntm_bfgs_init,
+    ntm_bfgs_sizes,
+    ntm_bfgs_transform,
+)
 from l2l_jax.optimizers.rnnprop import rnnprop_init, rnnprop_sizes, rnnprop_transform
 from l2l_jax.types import LearnedOptimizer, PyTree
 
@@ -50,6 +55,9 @@ KINDS = {
     "rnnprop": Kind(rnnprop_init, rnnprop_transform, rnnprop_sizes),
     "dm": Kind(dm_init, dm_transform, dm_sizes),
     "longrun": Kind(longrun_init, longrun_transform, longrun_sizes),
+    "ntm_bfgs": Kind(
+        ntm_bfgs_init, ntm_bfgs_transform, ntm_bfgs_sizes, lambda **config: False
+    ),
 }
 
 
@@ -59,7 +67,7 @@ def learned_optimizer(
     """The family of optimizers of one kind, to be meta-trained.
 
     Args:
-      kind: "rnnprop", "dm" or "longrun".
+      kind: "rnnprop", "dm", "longrun" or "ntm_bfgs".
       sizes: arguments of `rnnprop_init` and the like, such as `hidden_sizes`.
       **config: hyper-parameters of `rnnprop_transform` and the like.
 
@@ -88,7 +96,7 @@ class Learned(NamedTuple):
     """A learned optimizer: all that a weights file holds.
 
     Attributes:
-      kind: "rnnprop", "dm" or "longrun".
+      kind: "rnnprop", "dm", "longrun" or "ntm_bfgs".
       params: the weights φ.
       config: hyper-parameters other than the defaults of the transformation, JSON-able.
       training: how φ was learned, JSON-able; for people, the code does not read it.

@@ -395,6 +395,29 @@ def test_structures_start_as_flax_has_them(name):
 
 
 @pytest.mark.soak
+def test_bench_averaging(tmp_path):
+    flags = ["--tasks=quadratic", "--num_iterations=2", "--optimizers=dm", "--units=1"]
+    flags += ["--hidden_size=2", "--num_seeds=2", "--num_steps=20", "--num_runs=2"]
+    binary("bench_averaging", *flags, f"--outdir={tmp_path / 'out'}")
+    with (tmp_path / "out" / "averaging.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["without"]) > 0 < float(row["with"])
+    assert (tmp_path / "out" / "averaging.png").stat().st_size > 1000
+
+
+@pytest.mark.soak
+def test_bench_ntm_bfgs(tmp_path):
+    flags = ["--dims=3", "--num_iterations=1", "--num_seeds=2", "--meta_batch=1"]
+    flags += ["--num_segments=1", "--num_steps=8", "--num_runs=2"]
+    binary("bench_ntm_bfgs", *flags, f"--outdir={tmp_path / 'out'}")
+    with (tmp_path / "out" / "ntm_bfgs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = {row["optimizer"]: float(row["step 8"]) for row in rows[: len(rows) // 2]}
+    assert found["BFGS"] < found["learned without memory"]
+    assert (tmp_path / "out" / "ntm_bfgs.png").stat().st_size > 1000
+
+
+@pytest.mark.soak
 def test_bench_memory(tmp_path):
     result = measured(tmp_path, "bench_memory", "--sizes=8000", "--largest=0")
     rows = result["sizes"]["8000"]

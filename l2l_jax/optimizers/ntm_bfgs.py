@@ -282,7 +282,8 @@ def ntm_bfgs_transform(
         raise TypeError(f"params must be NTMBFGSParams, got {type(params).__name__}")
     check_number("step_size", step_size, 0)
     check_choice("memory", memory, (False, True))
-    phi, limit = params, max_coordinates or MAX_COORDINATES
+    phi = params
+    limit = MAX_COORDINATES if max_coordinates is None else max_coordinates
     check_sizes("max_coordinates", (limit,))
     _check_shapes(phi)
     if averaged_units is None:

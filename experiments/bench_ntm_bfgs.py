@@ -1,0 +1,209 @@
+r"""NTM-BFGS learned on small quadratics, beside BFGS's relatives and tuned descent.
+
+    python -m experiments.bench_ntm_bfgs --outdir=runs/ntm_bfgs
+
+Meta-trains NTM-BFGS on random quadratics of 10 dimensions, from a start at which it
+writes nothing into its memory, from BFGS, and without the memory, each with --num_seeds
+meta-seeds, and runs what was learned on those, on 100 dimensions and on ill-conditioned
+ones (20 dimensions, condition 10^4), beside BFGS with unit steps (NTM-BFGS before it is
+learned), `optax.lbfgs` with its line search, and SGD, momentum and Adam at their best
+rates for each task. Writes a table and the loss against steps.
+
+Columns: loss after so many steps, the median over runs and, of learned ones, the
+geometric mean over meta-seeds; "±" the standard error over meta-seeds of the decimal
+logarithm of the one after a quarter of the steps; "to 1e-6" the median number of steps
+until the loss is a millionth of the first. A step of L-BFGS is a line search: it costs
+several evaluations, which the column "evaluations" counts.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+from experiments import common, report
+from l2l_jax import (
+    Task,
+    evaluator,
+    learned_optimizer,
+    meta_trainer,
+    no_batches,
+    ntm_bfgs_init,
+    quadratic_task,
+    start_episode,
+)
+from l2l_jax.baselines import BASELINES, tune
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list(
+    "dims", ["10", "100"], "Of the random quadratics; learned on the 1st."
+)
+flags.DEFINE_float("condition", 1e4, "Of the ill-conditioned ones.", lower_bound=1)
+flags.DEFINE_integer("num_iterations", 600, "Of meta-training.", lower_bound=1)
+flags.DEFINE_integer("meta_batch", 8, "Episodes at once.", lower_bound=1)
+flags.DEFINE_integer("num_segments", 5, "Of 20 steps, of an episode.", lower_bound=1)
+flags.DEFINE_float("meta_learning_rate", 3e-3, "Of Adam, falling to 0 as a cosine.")
+flags.DEFINE_integer("num_seeds", 3, "Meta-trainings of each.", lower_bound=2)
+flags.DEFINE_integer("num_steps", 400, "Steps of a run.", lower_bound=8)
+flags.DEFINE_integer("num_runs", 32, "Runs of each.", lower_bound=2)
+flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
+flags.mark_flag_as_required("outdir")
+
+LEARNED = {
+    "learned from gradient descent": ({"start": "gradient"}, {}),
+    "learned from BFGS": ({"start": "bfgs"}, {}),
+    "learned without memory": ({"start": "gradient"}, {"memory": False}),
+}
+FLOOR = 1e-10  # below it losses are rounding errors, of which nothing is to be learned
+
+
+def ill_conditioned(num_dims: int = 20) -> Task:
+    """½·Σ_i λ_i·(q_i^T·θ - z_i)², q orthonormal, λ from 1/√κ to √κ evenly in log λ."""
+    root = FLAGS.condition**0.5
+    spectrum = jnp.geomspace(1 / root, root, num_dims)
+
+    def sample(key):
+        rotation_key, centre_key = jax.random.split(key)
+        rotation = jax.random.orthogonal(rotation_key, num_dims)
+        return rotation, jax.random.normal(centre_key, (num_dims,))
+
+    def loss(theta, data, instance, batch):
+        rotation, centre = instance
+        away = jnp.matmul(rotation, theta, precision="highest") - centre
+        return jnp.sum(spectrum * away**2) / 2
+
+    return Task((), sample, lambda key, _: jnp.zeros(num_dims), no_batches, loss)
+
+
+def learn(task: Task, sizes: dict, config: dict) -> list:
+    """φ of each meta-seed."""
+    above = task._replace(loss=lambda *args: task.loss(*args) + FLOOR)
+    count = FLAGS.num_iterations * FLAGS.num_segments
+    rate = optax.cosine_decay_schedule(FLAGS.meta_learning_rate, count)
+    trainer = meta_trainer(
+        above,
+        learned_optimizer("ntm_bfgs", sizes, **config),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+        log_loss=True,
+        meta_batch=FLAGS.meta_batch,
+    )
+    found = []
+    for seed in range(FLAGS.num_seeds):
+        init_key, key = jax.random.split(jax.random.key(seed))
+        state = trainer.init(init_key)
+        for i in range(FLAGS.num_iterations):
+            episodes = jax.random.fold_in(key, i)
+            state, _ = trainer.iterate(state, episodes, FLAGS.num_segments)
+        found.append(state.phi)
+    return found
+
+
+def lbfgs(task: Task, key: jax.Array) -> tuple[np.ndarray, float]:
+    """Losses (R, T) on the instances of `evaluator`, and evaluations a step."""
+    tx = optax.lbfgs()
+
+    @jax.jit
+    @jax.vmap
+    def run(key):
+        episode = start_episode(task, tx, key)
+        f = functools.partial(
+            lambda theta: task.loss(theta, task.data, episode.instance, None)
+        )
+
+        def step(carry, _):
+            theta, state = carry
+            value, g = optax.value_and_grad_from_state(f)(theta, state=state)
+            updates, state = tx.update(g, state, theta, value=value, grad=g, value_fn=f)
+            asked = optax.tree.get(state, "info").num_linesearch_steps
+            return (optax.apply_updates(theta, updates), state), (value, asked)
+
+        start = episode.params, episode.opt_state
+        return jax.lax.scan(step, start, None, FLAGS.num_steps)[1]
+
+    losses, asked = run(jax.random.split(key, FLAGS.num_runs))
+    return np.asarray(losses), float(jnp.mean(asked))
+
+
+def compare(task: Task, phis: dict) -> tuple[dict, float]:
+    """Losses (seeds, R, T) of each optimizer, and evaluations a step of L-BFGS."""
+    tuning_key, key = common.keys(1)
+    runs = FLAGS.num_steps, FLAGS.num_runs
+    found = {}
+    for name, (sizes, config) in LEARNED.items():
+        transform = learned_optimizer("ntm_bfgs", sizes, **config).transform
+        evaluation = evaluator(task, transform)
+        found[name] = [evaluation.evaluate(p, key, *runs).curves for p in phis[name]]
+        if name == "learned from BFGS":
+            unlearned = ntm_bfgs_init(jax.random.key(0), start="bfgs")
+            found["BFGS"] = [evaluation.evaluate(unlearned, key, *runs).curves]
+    curves, asked = lbfgs(task, key)
+    found["L-BFGS, line search"] = [curves]
+    exponents = {"sgd": range(2, 30, 2), "momentum": range(2, 30, 2)}
+    for name, label in (("sgd", "SGD"), ("momentum", "momentum"), ("adam", "Adam")):
+        evaluation = evaluator(task, BASELINES[name])
+        best = tune(
+            *(name, evaluation, tuning_key),
+            num_steps=FLAGS.num_steps,
+            num_runs=8,
+            exponents=exponents.get(name, range(-2, 18, 2)),
+            stride=1,
+        ).best_rate
+        if best is not None:
+            found[f"{label}, tuned"] = [evaluation.evaluate(best, key, *runs).curves]
+    return {name: np.stack(curves) for name, curves in found.items()}, asked
+
+
+def summary(losses: np.ndarray) -> dict:
+    """A row of the table, of losses (seeds, R, T)."""
+    losses = np.maximum(np.where(np.isnan(losses), np.inf, losses), 1e-30)
+    medians = np.median(losses, axis=1)
+    row = {}
+    for part in (8, 4, 2, 1):
+        step = FLAGS.num_steps // part - 1
+        row[f"step {step + 1}"] = float(np.exp(np.log(medians[:, step]).mean()))
+    row["±"] = None
+    if len(medians) > 1:
+        logs = np.log10(medians[:, FLAGS.num_steps // 4 - 1])
+        row["±"] = float(logs.std(ddof=1) / len(logs) ** 0.5)
+    below = losses <= 1e-6 * losses[..., :1]
+    steps = np.where(below.any(-1), below.argmax(-1), np.inf)
+    reached = float(np.median(steps))
+    row["to 1e-6"] = int(reached) if np.isfinite(reached) else "-"
+    return row
+
+
+def main(argv: list[str]) -> None:
+    """Learns, compares, prints and writes."""
+    del argv
+    directory = report.new_directory(FLAGS.outdir)
+    tasks = {f"{n} dimensions": quadratic_task(int(n)) for n in FLAGS.dims}
+    phis = {
+        name: learn(next(iter(tasks.values())), *how) for name, how in LEARNED.items()
+    }
+    tasks[f"condition {FLAGS.condition:.0e}"] = ill_conditioned()
+    rows, panels = [], []
+    for title, task in tasks.items():
+        found, asked = compare(task, phis)
+        lines = []
+        for (name, losses), colour in zip(found.items(), report.COLOURS, strict=False):
+            evaluations = asked if "line search" in name else 1.0
+            row = {"task": title, "optimizer": name, **summary(losses)}
+            rows.append({**row, "evaluations": evaluations})
+            medians = np.median(np.maximum(losses, 1e-16), axis=1)
+            line = np.exp(np.log(medians).mean(axis=0))
+            steps = np.arange(FLAGS.num_steps)
+            lines.append(report.Line(name, steps, line, None, {"color": colour}))
+        top = 3 * max(float(line.y[0]) for line in lines)
+        panels.append(report.Panel(title, "step", "loss", lines, top))
+    print(report.table(rows, list(rows[0])))
+    report.write_csv(directory / "ntm_bfgs.csv", rows)
+    paths = [directory / f"ntm_bfgs.{suffix}" for suffix in ("png", "svg")]
+    report.write_panels(paths, panels)
+    print(f"wrote {directory}")
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -30,6 +30,7 @@ from l2l_jax import (
     Task,
     combine,
     convex_task,
+    estimators,
     evaluator,
     learned_optimizer,
     meta_trainer,
@@ -54,6 +55,13 @@ SCALING = {
     "scaling_distribution": "distribution",
     "scaling_dropped": "dropped",
 }
+# Estimators that do not back-propagate.
+PERTURBING = (
+    "evolution",
+    "persistent_evolution",
+    "single_perturbation",
+    "score_function",
+)
 DEFAULTS = {
     "rnnprop": {
         **_PAPERS,
@@ -125,13 +133,29 @@ flags.DEFINE_string(
     "loss_weights",
     None,
     "Weights of the losses of a segment in the meta-loss: 'last', 'mean', 'half',"
-    " 'octaves' (with --evolution) or --segment_length numbers joined by commas.",
+    " 'octaves' (not with bptt) or --segment_length numbers joined by commas.",
 )
 flags.DEFINE_bool("log_loss", None, "Take the meta-loss's logarithm.")
+flags.DEFINE_enum(
+    "estimator",
+    None,
+    ["bptt", *PERTURBING],
+    "How the meta-gradient is found, see l2l_jax.estimators; default but for Longrun:"
+    " bptt.",
+)
+flags.DEFINE_float(
+    "sigma", None, "Of an estimator that perturbs weights; default: .1.", lower_bound=0
+)
+flags.DEFINE_integer(
+    "particles",
+    None,
+    "Rollouts of it an episode, two for each pair; default: 2.",
+    lower_bound=2,
+)
 flags.DEFINE_float(
     "evolution",
     None,
-    "Estimate the meta-gradient by evolution strategies of this width σ.",
+    "Short for --estimator=evolution with this --sigma.",
     lower_bound=0,
 )
 flags.DEFINE_float(
@@ -243,9 +267,6 @@ def configuration(num_devices: int) -> dict:
         )
     if given("meta_decay") == 0:
         raise ValueError("--meta_decay must be above 0, got 0")
-    evolution = given("evolution")
-    if FLAGS.second_order and FLAGS.evolution is None:
-        evolution = None  # one or the other
     sizes = {name: given(name) for name in ("hidden_sizes", "signals")}
     foreign = "hidden_sizes" if FLAGS.optimizer == "longrun" else "signals"
     if sizes.pop(foreign) is not None:
@@ -266,7 +287,7 @@ def configuration(num_devices: int) -> dict:
         "segment_length": length,
         "loss_weights": weights,
         "log_loss": given("log_loss") or None,
-        "evolution": evolution,
+        **_estimator_flags(given("evolution")),
         "meta_learning_rate": given("meta_learning_rate"),
         "meta_decay": given("meta_decay"),
         "meta_accumulate": given("meta_accumulate"),
@@ -279,6 +300,48 @@ def configuration(num_devices: int) -> dict:
         "select": given("select"),
     }
     return {name: value for name, value in config.items() if value is not None}
+
+
+def _estimator_flags(evolution: float | None) -> dict:
+    """What of the configuration names the estimator."""
+    named = {name: getattr(FLAGS, name) for name in ("estimator", "sigma", "particles")}
+    if FLAGS.estimator is None:
+        if FLAGS.sigma is not None:
+            raise ValueError("--sigma is of an --estimator, and none is given")
+        if FLAGS.second_order and FLAGS.evolution is None:
+            evolution = None  # one or the other
+    else:
+        if FLAGS.evolution is not None:
+            raise ValueError("--evolution and --estimator exclude each other")
+        evolution = None
+    perturbing = evolution is not None or FLAGS.estimator in PERTURBING
+    if perturbing and FLAGS.second_order:
+        raise ValueError("--second_order is of back-propagation, --estimator=bptt")
+    if not perturbing and (FLAGS.sigma, FLAGS.particles) != (None, None):
+        raise ValueError("--sigma and --particles are not of back-propagation")
+    if FLAGS.estimator in PERTURBING and FLAGS.sigma is None:
+        named["sigma"] = 0.1
+    return {**named, "evolution": evolution}
+
+
+def make_estimator(config: dict) -> estimators.Estimator:
+    """The estimator of the meta-gradient that the configuration names."""
+    name, sigma = config.get("estimator"), config.get("sigma")
+    if "evolution" in config:
+        name, sigma = "evolution", config["evolution"]
+    if name not in PERTURBING:
+        return estimators.bptt(config["second_order"])
+    particles = config.get("particles", 2)
+    if name == "score_function":
+        return estimators.score_function(sigma, particles)
+    if particles % 2:
+        raise ValueError(f"--particles must be even, as they are pairs: {particles}")
+    make = {
+        "evolution": estimators.evolution,
+        "persistent_evolution": estimators.persistent_evolution,
+        "single_perturbation": estimators.single_perturbation,
+    }
+    return make[name](sigma, particles // 2)
 
 
 def training_task(task: Task, config: dict) -> Task:
@@ -345,9 +408,8 @@ def main(argv: list[str]) -> None:
             segment_length=config["segment_length"],
             weights=config["loss_weights"],
             log_loss=config.get("log_loss", False),
-            evolution=config.get("evolution"),
+            estimator=make_estimator(config),
             meta_batch=config["meta_batch"],
-            second_order=config["second_order"],
             devices=devices,
         )
         for name in config["task"].split(",")

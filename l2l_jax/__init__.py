@@ -3,8 +3,9 @@
 Use one: `load_pretrained`, `rnnprop_transform`, `dm_transform`, `longrun_transform`,
 `ntm_bfgs_transform`, `load`; `lazy_updates` around any of them. Learn one:
 `meta_trainer` on a `Task`, with `random_scaling` and `combine`. Compare: `evaluator`.
-Tasks on data are in `l2l_jax.tasks`, hand-written optimizers in `l2l_jax.baselines`,
-resumable runs in `l2l_jax.runs`.
+Tasks on data are in `l2l_jax.tasks`, estimators of the meta-gradient in
+`l2l_jax.estimators`, hand-written optimizers in `l2l_jax.baselines`, resumable runs in
+`l2l_jax.runs`.
 """
 
 from l2l_jax.convex import combine, convex_task

@@ -12,23 +12,10 @@ import numpy as np
 import optax
 
 from l2l_jax import processes
-from l2l_jax.blockwise import (
-    AXIS,
-    blockwise_meta_gradient,
-    my_part,
-    on_this_device,
-    on_vector,
-)
-from l2l_jax.checks import check_floating, check_number, check_sizes
-from l2l_jax.evolution import evolution_gradient
-from l2l_jax.meta import (
-    MetaState,
-    SegmentMetrics,
-    meta_gradient,
-    meta_step,
-    segment_weights,
-    start_episode,
-)
+from l2l_jax.blockwise import AXIS, my_part, on_vector
+from l2l_jax.checks import check_floating, check_sizes
+from l2l_jax.estimators import Estimator, bptt
+from l2l_jax.meta import MetaState, SegmentMetrics, meta_step, segment_weights
 from l2l_jax.types import LearnedOptimizer, PyTree, Task
 
 EPISODES = "episodes"
@@ -62,28 +49,27 @@ def meta_trainer(
     segment_length: int = 20,
     weights: str | Sequence[float] = "last",
     log_loss: bool = False,
-    evolution: float | None = None,
+    estimator: Estimator | None = None,
     meta_batch: int = 1,
-    second_order: bool = False,
     devices: Sequence[jax.Device] | None = None,
     block: int | None = None,
 ) -> MetaTrainer:
-    """Meta-training of an optimizer on a task by truncated back-propagation.
+    """Meta-training of an optimizer on a task, φ updated after every segment.
 
     Args:
       task: the optimizee, with Random Scaling and convex parts already in it.
       optimizer: whose φ is learned.
       outer: any optax transformation; both papers: Adam with rate 1e-4.
       segment_length: T, steps between two updates of φ.
-      weights: of the losses of a segment, as in `segment_weights`.
+      weights: of the losses of a segment, as in `segment_weights`; "octaves" for an
+        estimator of `several_losses`.
       log_loss: whether the meta-loss is log L, so that a segment late in an episode,
         where losses are small, counts as much as an early one. L must be positive; a
         segment where it is not is skipped.
-      evolution: σ > 0: the meta-gradient is not back-propagated but estimated by
-        evolution strategies, from two rollouts an episode with φ ± σε, see
-        `l2l_jax.evolution`; wants a large `meta_batch`, and allows long segments.
+      estimator: of the meta-gradient, one of `l2l_jax.estimators`; None: `bptt()`,
+        truncated back-propagation to first order, as both papers. Those without
+        derivatives want a large `meta_batch`, and allow long segments.
       meta_batch: number of episodes at once, their meta-losses averaged.
-      second_order: whether second derivatives of the optimizee are kept.
       devices: among which the work is divided; default: the first one. D devices are
         gcd(meta_batch, D) groups of neighbours, each with as many of the episodes as
         any other; the devices of a group divide the coordinates. So where D divides
@@ -102,8 +88,8 @@ def meta_trainer(
 
     Raises:
       ValueError: an argument is out of range; the coordinates would have to be divided,
-        but the optimizer is not coordinatewise, or `second_order` or `evolution` is
-        asked for; both are; or the task's data are not the same in all processes.
+        but the optimizer is not coordinatewise, or the estimator not `bptt()`; or the
+        task's data are not the same in all processes.
       TypeError: the task does not keep its contract.
 
     Example:
@@ -126,25 +112,31 @@ def meta_trainer(
     check_sizes("segment_length", (segment_length,))
     check_sizes("meta_batch", (meta_batch,))
     of_steps = segment_weights(weights, segment_length)
-    if evolution is not None:
-        check_number("evolution", evolution, 0, low_open=True)
-        if second_order:
-            raise ValueError("second_order must be False, got True with evolution")
-    elif of_steps.ndim > 1:
-        raise ValueError(f"weights {weights!r} are several losses, for evolution only")
+    estimator = bptt() if estimator is None else estimator
+    if not isinstance(estimator, Estimator):
+        raise TypeError(
+            f"estimator must be one of l2l_jax.estimators, got {estimator!r}"
+        )
+    if of_steps.ndim > 1 and not estimator.several_losses:
+        raise ValueError(
+            f"weights {weights!r} are several losses, which back-propagation does not"
+            " take"
+        )
     check_task(task)
 
     home = devices[0] if devices else None
     devices = list(devices or jax.local_devices()[:1])
     block = block or (1024 if devices[0].platform == "cpu" else sys.maxsize)
-    blockwise = optimizer.coordinatewise and not second_order and not evolution
+    blockwise = estimator.blockwise if optimizer.coordinatewise else None
     groups = math.gcd(meta_batch, len(devices))
     parts = len(devices) // groups
-    if parts > 1 and not blockwise:
+    if blockwise is not None:
+        estimator = blockwise(block, parts > 1)
+    elif parts > 1:
         raise ValueError(
             f"the number of devices must divide meta_batch={meta_batch}, got"
             f" {len(devices)}: coordinates are divided only if the optimizer is"
-            " coordinatewise, second_order is False and evolution None"
+            " coordinatewise and the estimator bptt() to first order"
         )
     if optimizer.coordinatewise:
         task = on_vector(task, parts)
@@ -160,25 +152,12 @@ def meta_trainer(
         here = task._replace(data=data)
 
         def start(key):
-            tx = optimizer.transform(state.phi)
-            return start_episode(here, on_this_device(tx) if parts > 1 else tx, key)
+            return estimator.start(state.phi, optimizer.transform, here, key)
 
         def gradient(phi, episode):
-            if evolution:
-                return evolution_gradient(
-                    *(phi, optimizer.transform, here, episode, of_steps),
-                    *(evolution, log_loss),
-                )
-            if blockwise:
-                return blockwise_meta_gradient(
-                    phi, optimizer.transform, here, episode, of_steps, block, parts > 1
-                )
-            return meta_gradient(
-                phi, optimizer.transform, here, episode, of_steps, second_order
+            return estimator.gradient(
+                phi, optimizer.transform, here, episode, of_steps, log_loss
             )
-
-        if log_loss and not evolution:
-            gradient = _of_logarithm(gradient)
 
         if meta_batch > 1:
             key = jax.random.split(key, meta_batch)
@@ -257,16 +236,6 @@ def _options(device: jax.Device) -> dict[str, str] | None:
     except jax.errors.JaxRuntimeError:
         return None
     return options
-
-
-def _of_logarithm(gradient: Callable) -> Callable:
-    """`gradient(φ, episode)` of log L instead of L."""
-
-    def log_gradient(phi, episode):
-        (loss, after), slope = gradient(phi, episode)
-        return (jnp.log(loss), after), jax.tree.map(lambda x: x / loss, slope)
-
-    return log_gradient
 
 
 def _mean_over_episodes(gradient: Callable) -> Callable:

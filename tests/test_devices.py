@@ -15,6 +15,7 @@ from l2l_jax import (
     meta_trainer,
     no_batches,
 )
+from l2l_jax.estimators import bptt, persistent_evolution
 
 # Compiles fast; 5 coordinates do not divide by 2 or 8, and every episode is another.
 TASK = Task(
@@ -110,8 +111,12 @@ def test_training_on_a_device_of_choice():
 
 
 def test_episodes_are_divided_to_second_order_as_well(x64):
-    options = {"meta_batch": 2, "second_order": True}
+    options = {"meta_batch": 2, "estimator": bptt(second_order=True)}
     check_number(TINY, 2, **options)
     message = r"number of devices must divide meta_batch=2, got 4: .*coordinatewise"
     with pytest.raises(ValueError, match=message):
         train(TINY, devices=jax.devices()[:4], **options)
+
+
+def test_particles_are_divided_with_their_episodes(x64):
+    check_number(TINY, 2, meta_batch=2, estimator=persistent_evolution(0.1, pairs=2))

@@ -1,7 +1,5 @@
 """Evolution strategies: unbiased on a parabola, robust to losses that are NaN."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +14,11 @@ from l2l_jax import (
     no_batches,
     start_episode,
 )
-from l2l_jax.evolution import evolution_gradient
+from l2l_jax.estimators import (
+    evolution,
+    persistent_evolution,
+    score_function,
+)
 
 CENTRE = jnp.array([1.0, -2.0, 0.5])
 
@@ -42,10 +44,11 @@ def constant(phi):
     )
 
 
-def estimates(task, number, phi, **options):
+def estimates(task, number, phi, sigma, log_loss=False):
     def one(key):
         episode = start_episode(task, constant(phi), key)
-        return evolution_gradient(phi, constant, task, episode, WEIGHTS, **options)
+        gradient = evolution(sigma).gradient
+        return gradient(phi, constant, task, episode, WEIGHTS, log_loss)
 
     return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), number))
 
@@ -80,8 +83,8 @@ def test_of_several_losses():
 
     @jax.jit
     def estimate(phi, rows):
-        of = functools.partial(evolution_gradient, phi, constant, BOWL, episode)
-        (loss, _), slope = of(rows, 0.01, log_loss=True)
+        gradient = evolution(0.01).gradient
+        (loss, _), slope = gradient(phi, constant, BOWL, episode, rows, log_loss=True)
         return loss, slope
 
     rows = np.stack([WEIGHTS, [1.0, 2.0, 0.0]])
@@ -104,7 +107,15 @@ def test_a_loss_that_is_no_number_is_the_worse_one():
     assert not np.any(estimates(hopeless, 5, phi, sigma=0.1, log_loss=True)[1])
 
 
-def test_a_training_finds_the_minimum():
+@pytest.mark.parametrize(
+    ("estimator", "options"),
+    [
+        (evolution(0.1), {}),
+        (persistent_evolution(0.1, pairs=2), {"log_loss": True}),
+        (score_function(0.1, particles=3), {}),
+    ],
+)
+def test_a_training_finds_the_minimum(estimator, options):
     optimizer = LearnedOptimizer(lambda key: jnp.zeros(3), constant)
     trainer = meta_trainer(
         BOWL,
@@ -112,8 +123,9 @@ def test_a_training_finds_the_minimum():
         optax.adam(0.05),
         segment_length=3,
         weights=WEIGHTS,
-        evolution=0.1,
+        estimator=estimator,
         meta_batch=8,
+        **options,
     )
     state = trainer.init(jax.random.key(0))
     for i in range(150):
@@ -127,13 +139,11 @@ def test_a_training_finds_the_minimum():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"evolution": 0.0}, "evolution must"),
-        ({"evolution": 0.1, "second_order": True}, "second_order must"),
-        ({"weights": "octaves", "segment_length": 32}, "for evolution only"),
-        ({"evolution": 0.1, "devices": jax.devices()[:1] * 2}, "evolution None"),
+        ({"weights": "octaves", "segment_length": 32}, "are several losses"),
+        ({"estimator": evolution(0.1), "devices": jax.devices()[:1] * 2}, "bptt"),
     ],
 )
-def test_bad_arguments_are_refused(options, text):
+def test_what_an_estimator_cannot_is_refused(options, text):
     optimizer = LearnedOptimizer(lambda key: jnp.zeros(3), constant, True)
     with pytest.raises(ValueError, match=text):
         meta_trainer(BOWL, optimizer, optax.sgd(1.0), **options)

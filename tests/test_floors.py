@@ -29,7 +29,8 @@ FLOORS = [
     {"tasks.sine"},
     {"tasks"},
     {"meta"},
-    {"blockwise", "evolution"},
+    {"blockwise"},
+    {"estimators"},
     {"trainer"},
     {"evaluate"},
     {"baselines", "records", "checkpoint"},
@@ -38,7 +39,7 @@ FLOORS = [
     {""},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
-PUBLIC = {"", "tasks", "runs", "baselines", "plotting", "probe"}
+PUBLIC = {"", "tasks", "baselines", "estimators", "plotting", "probe", "runs"}
 HEAVY = {"tensorflow", "tensorflow_datasets", "sklearn", "matplotlib", "orbax"}
 HEAVY |= {"tensorboardX", "tqdm", "absl"}
 

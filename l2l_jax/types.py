@@ -1,4 +1,4 @@
-"""The contracts: an optimizee (`Task`) and an optimizer with weights to learn."""
+"""The contracts: an optimizee, an optimizer with weights, and how these are learned."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -77,3 +77,30 @@ class LearnedOptimizer(NamedTuple):
     init: Callable[[jax.Array], PyTree]
     transform: Callable[[PyTree], optax.GradientTransformation]
     coordinatewise: bool = False
+
+
+# Of a `LearnedOptimizer`.
+Transform = Callable[[PyTree], optax.GradientTransformation]
+
+
+class Estimator(NamedTuple):
+    """How the meta-gradient of a segment is found, as pure functions.
+
+    Attributes:
+      start: `start(phi, transform, task, key) -> state`: an episode at its first step,
+        with all that the estimator carries from segment to segment.
+      gradient: `gradient(phi, transform, task, state, weights, log_loss) ->
+        ((loss, state), slope)`: one segment. `weights` is w (T,) of the losses of its
+        steps, or (K, T) for the mean of K such sums, where `several_losses`; `log_loss`
+        says that the logarithm of the loss, or of each, is meant. `loss` is a scalar,
+        `slope` a tree like φ.
+      several_losses: whether `weights` may be (K, T).
+      blockwise: None, or `blockwise(block, sharded) -> Estimator` of the same numbers,
+        if the optimizer is coordinatewise and the parameters of the task a vector, see
+        `l2l_jax.blockwise.blockwise_meta_gradient`.
+    """
+
+    start: Callable[[PyTree, Transform, Task, jax.Array], Any]
+    gradient: Callable[..., tuple[tuple[jax.Array, Any], PyTree]]
+    several_losses: bool = True
+    blockwise: Callable[[int, bool], "Estimator"] | None = None

@@ -198,6 +198,27 @@ def test_longrun_on_two_tasks(tmp_path):
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--estimator=bptt", "--second_order"], {"estimator": "bptt"}),
+        (["--estimator=score_function", "--particles=3"], {"sigma": 0.1}),
+        (["--estimator=single_perturbation", "--sigma=.2"], {"sigma": 0.2}),
+        (["--evolution=.2", "--particles=4"], {"evolution": 0.2, "particles": 4}),
+    ],
+)
+def test_training_by_another_estimator(tmp_path, flags, expected):
+    """Instead of the one that is Longrun's default."""
+    flags = [*flags, "--optimizer=longrun", "--task=quadratic", "--num_iterations=1"]
+    flags += ["--segment_length=3", "--num_steps=6", "--loss_weights=mean"]
+    binary("meta_train", *flags, "--meta_accumulate=1", f"--workdir={tmp_path}")
+    learned = load(tmp_path / "weights" / "00000001.npz")
+    assert np.any(learned.params.factor != 0)
+    assert expected.items() <= learned.training.items()
+    assert ("evolution" in learned.training) == ("evolution" in expected)
+
+
+@pytest.mark.soak
 def test_selection_by_validation(tmp_path):
     # A rate so high that the best is not the last.
     losses = train_dm(tmp_path / "run", "--task=quadratic", "--meta_learning_rate=3")
@@ -251,11 +272,15 @@ def test_quickstart(tmp_path):
     assert load(out / "rnnprop.npz").kind == "rnnprop"
 
 
+SECOND = "--second_order"
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "text"),
     [
         ("meta_train", ["--task=nothing", "--workdir=x"], "digits_mlp"),
         ("meta_train", ["--task=mnist_mlp", "--workdir=x"], "data_dir"),
+        ("meta_train", ["--estimator=score_function", "--workdir=x", SECOND], "bptt"),
         ("evaluate", ["--weights=none.npz", "--outdir=x"], "none.npz"),
         ("tune_baselines", ["--task=quadratic"], "outdir"),
     ],
@@ -415,6 +440,23 @@ def test_bench_ntm_bfgs(tmp_path):
     found = {row["optimizer"]: float(row["step 8"]) for row in rows[: len(rows) // 2]}
     assert found["BFGS"] < found["learned without memory"]
     assert (tmp_path / "out" / "ntm_bfgs.png").stat().st_size > 1000
+
+
+@pytest.mark.soak
+def test_bench_estimators(tmp_path):
+    flags = ["--task=quadratic", "--horizons=10", "--segment_length=5", "--updates=2"]
+    flags += ["--rates=.01", "--num_seeds=2", "--num_runs=2", "--num_estimates=200"]
+    binary("bench_estimators", *flags, f"--outdir={tmp_path / 'out'}")
+    with (tmp_path / "out" / "bias_and_noise.csv").open() as file:
+        bias = {(r["estimator"], r["truncations"]): r for r in csv.DictReader(file)}
+    assert float(bias["BPTT, second order", "1"]["bias"]) < 1e-4
+    for name in ("PES", "ES-Single", "score function"):
+        assert float(bias[name, "16"]["bias"]) < 0.5
+    for name in ("BPTT", "BPTT, second order", "ES"):
+        assert float(bias[name, "16"]["bias"]) > 0.8
+    with (tmp_path / "out" / "estimators.csv").open() as file:
+        assert all(0 < float(r["final_ratio"]) < 2 for r in csv.DictReader(file))
+    assert (tmp_path / "out" / "estimators.png").stat().st_size > 1000
 
 
 @pytest.mark.soak

@@ -29,7 +29,7 @@ FLOORS = [
     {"tasks.sine"},
     {"tasks"},
     {"meta"},
-    {"blockwise"},
+    {"blockwise", "evolution"},
     {"estimators"},
     {"trainer"},
     {"evaluate"},

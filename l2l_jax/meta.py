@@ -73,6 +73,19 @@ def start_episode(
     )
 
 
+@jax.custom_jvp
+def _with_slope(params: PyTree, loss: jax.Array, g: PyTree) -> jax.Array:
+    """The loss, g being its derivative with respect to the parameters."""
+    del params, g
+    return loss
+
+
+@_with_slope.defjvp
+def _with_slope_jvp(primals, tangents):
+    _, loss, g = primals
+    return loss, optax.tree.vdot(g, tangents[0]).astype(loss.dtype)
+
+
 def inner_step(
     task: Task,
     tx: optax.GradientTransformation,
@@ -109,9 +122,14 @@ def inner_step(
         updates, opt_state = with_value.update(g, opt_state, params, value=value)
         return optax.apply_updates(params, updates), opt_state
 
-    loss, g = jax.value_and_grad(f)(episode.params)
+    # To first order the loss is differentiated here and never again: no second pass
+    # back through the optimizee, and nothing of it to be kept.
+    params = episode.params
+    loss, g = jax.value_and_grad(f)(
+        params if second_order else jax.lax.stop_gradient(params)
+    )
     if not second_order:
-        g = jax.lax.stop_gradient(g)
+        loss = _with_slope(params, loss, g)
     value = jax.lax.stop_gradient(loss)
     # Recomputing the LSTM's gates on the way back is faster than storing them: the
     # unroll is bound by memory.

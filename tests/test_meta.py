@@ -129,6 +129,29 @@ def test_first_order_equals_differentiation_by_jax(bowl):
     assert any(np.abs(a - b).max() > 1e-6 for a, b in zip(first, second, strict=True))
 
 
+def test_first_order_differentiates_the_optimizee_once():
+    @jax.custom_vjp
+    def square(x):
+        return jnp.sum(x**2)
+
+    def forward(x):
+        # A loop of unknown length: JAX cannot go back through it.
+        loop = jax.lax.while_loop(lambda y: jnp.sum(y) < 0, lambda y: -y, x)
+        return jnp.sum(loop**2), 2 * x
+
+    square.defvjp(forward, lambda slope, u: (u * slope,))
+
+    def slope(f):
+        task = BOWL._replace(loss=lambda x, *_: f(x))
+        episode = start_episode(task, optax.sgd(0.1), jax.random.key(0))
+        rate = jnp.float32(0.1)
+        return meta_gradient(rate, optax.sgd, task, episode, np.ones(3))[1]
+
+    expected = slope(lambda x: jnp.sum(x**2))
+    np.testing.assert_allclose(slope(square), expected, rtol=1e-6)
+    assert expected < 0
+
+
 def test_nothing_flows_across_a_truncation(bowl):
     phi, episode = bowl
 

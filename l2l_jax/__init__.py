@@ -2,14 +2,16 @@
 
 Use one: `load_pretrained`, `rnnprop_transform`, `dm_transform`, `longrun_transform`,
 `ntm_bfgs_transform`, `load`; `lazy_updates` around any of them. Learn one:
-`meta_trainer` on a `Task`, with `random_scaling` and `combine`. Compare: `evaluator`.
-Tasks on data are in `l2l_jax.tasks`, estimators of the meta-gradient in
-`l2l_jax.estimators`, hand-written optimizers in `l2l_jax.baselines`, resumable runs in
-`l2l_jax.runs`.
+`meta_trainer` on a `Task`, with `random_scaling` and `combine`; several at once with
+`partitioned`, one by another with `weights_in_state`. Compare: `evaluator`. Tasks on
+data are in `l2l_jax.tasks`, estimators of the meta-gradient in `l2l_jax.estimators`,
+hand-written optimizers in `l2l_jax.baselines`, resumable runs in `l2l_jax.runs`,
+pictures in `l2l_jax.plotting`.
 """
 
 from l2l_jax.convex import combine, convex_task
 from l2l_jax.evaluate import Evaluation, Evaluator, evaluator
+from l2l_jax.groups import partitioned
 from l2l_jax.lazy import LazyState, lazy_updates
 from l2l_jax.meta import (
     Episode,
@@ -22,6 +24,7 @@ from l2l_jax.meta import (
     start_episode,
     unroll,
 )
+from l2l_jax.mutual import WeightsInState, weights_in_state
 from l2l_jax.optimizers.dm import DMParams, DMState, dm_init, dm_transform
 from l2l_jax.optimizers.learned import (
     Learned,
@@ -74,6 +77,7 @@ __all__ = [
     "RNNpropParams",
     "RNNpropState",
     "Task",
+    "WeightsInState",
     "combine",
     "convex_task",
     "dm_init",
@@ -93,6 +97,7 @@ __all__ = [
     "no_batches",
     "ntm_bfgs_init",
     "ntm_bfgs_transform",
+    "partitioned",
     "quadratic_task",
     "random_scaling",
     "rnnprop_init",
@@ -102,4 +107,5 @@ __all__ = [
     "start_episode",
     "state_sharding",
     "unroll",
+    "weights_in_state",
 ]

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(l2l_jax.__file__).parent
 FLOORS = [
     {"types", "checks", "files"},
     {"processes"},
-    {"trees", "lstm", "preprocess", "sharding", "lazy", "probe"},
+    {"trees", "lstm", "preprocess", "sharding", "lazy", "probe", "groups", "mutual"},
     {"fused", "chunks"},
     {"kernel"},
     {"optimizers.coordinatewise"},

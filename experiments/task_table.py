@@ -23,7 +23,12 @@ PIXEL_RANGES = {
     # that a step moves a unit as far as there.
     "mnist14": (0.0, 4.0),
     "cifar10": (-0.5, 0.5),
+    # Likewise, for convolutions: they add up as many pixels at any resolution.
+    "cifar16": (-0.5, 0.5),
 }
+
+# Data sets at half the resolution, and the whole ones.
+HALVED = {"mnist14": "mnist", "cifar16": "cifar10"}
 
 NETWORKS = {
     "mlp": lambda: MLP(),
@@ -127,9 +132,9 @@ def make_dataset(
 ) -> Dataset:
     """The images of the task of that name; arguments as of `make_task`."""
     data = name.split("_", 1)[0]
-    if data != "mnist14":
-        return load_dataset(data, split, data_dir, source)
-    dataset = load_dataset("mnist", split, data_dir, source)
+    dataset = load_dataset(HALVED.get(data, data), split, data_dir, source)
+    if data not in HALVED:
+        return dataset
     count, height, width, channels = dataset.images.shape
     blocks = dataset.images.reshape(count, height // 2, 2, width // 2, 2, channels)
     means = np.mean(blocks, (2, 4), dtype=np.float32)

@@ -50,8 +50,7 @@ def partitioned(
       >>> optimizer = partitioned({"conv": small, "dense": small}, labels)
       >>> phi = optimizer.init(jax.random.key(0))
       >>> theta = {"Conv_0": {"bias": jnp.ones(3)}, "Dense_0": {"bias": jnp.ones(2)}}
-      >>> tx = optimizer.transform(phi)
-      >>> updates, state = tx.update(theta, tx.init(theta))
+      >>> state = optimizer.transform(phi).init(theta)
 
       After `meta_trainer`, each is saved and loaded like any other:
 

@@ -49,7 +49,8 @@ def weights_in_state(
       >>> import functools, jax
       >>> from l2l_jax import learned_optimizer, meta_trainer, quadratic_task
       >>> from l2l_jax import rnnprop_transform
-      >>> optimizer = learned_optimizer("rnnprop", {"hidden_sizes": (4,)})
+      >>> small = {"hidden_sizes": (3,), "input_size": 3}
+      >>> optimizer = learned_optimizer("rnnprop", small)
       >>> first = optimizer.init(jax.random.key(0))
       >>> outer = weights_in_state(
       ...     functools.partial(rnnprop_transform, step_size=1e-3), first

@@ -314,12 +314,16 @@ def test_bench_meta_training(tmp_path):
     assert measured(tmp_path, "bench_meta_training", *flags)["ratio_to_floor"] > 0
 
 
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.mark.soak
 def test_bench_lazy(tmp_path):
     flags = ["--task=quadratic", "--num_steps=200", "--num_runs=2", "--every=4"]
     binary("bench_lazy", *flags, "--name=longrun", f"--outdir={tmp_path / 'out'}")
-    with (tmp_path / "out" / "lazy.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tmp_path / "out" / "lazy.csv")
     evaluations = {row["asked"]: float(row["evaluations"]) for row in rows}
     assert evaluations["every step"] == 200
     assert evaluations["every 4"] == 50
@@ -457,6 +461,31 @@ def test_bench_estimators(tmp_path):
     with (tmp_path / "out" / "estimators.csv").open() as file:
         assert all(0 < float(r["final_ratio"]) < 2 for r in csv.DictReader(file))
     assert (tmp_path / "out" / "estimators.png").stat().st_size > 1000
+
+
+@pytest.mark.soak
+def test_bench_groups(tmp_path):
+    flags = ["--hidden_sizes=2", "--num_iterations=2", "--num_steps=20"]
+    flags += ["--num_seeds=2", "--num_runs=2", f"--outdir={tmp_path / 'out'}"]
+    binary("bench_groups", *flags)
+    rows = rows_of(tmp_path / "out" / "groups.csv")
+    weights = [int(row["weights"]) for row in rows[:2]]
+    assert weights[1] == 2 * weights[0]
+    losses = [float(row["held-out loss"]) for row in rows]
+    np.testing.assert_allclose(losses[2], losses[1] - losses[0], atol=1e-6)
+    assert (tmp_path / "out" / "groups.png").stat().st_size > 1000
+
+
+@pytest.mark.soak
+def test_bench_mutual(tmp_path):
+    flags = ["--task=quadratic", "--num_iterations=4", "--num_seeds=2", "--num_runs=2"]
+    binary("bench_mutual", *flags, "--rates=1e-3,1e-2", f"--outdir={tmp_path / 'out'}")
+    rows = rows_of(tmp_path / "out" / "mutual.csv")
+    assert len(rows) == 6
+    for row in rows[1:]:
+        tried = dict(pair.split(": ") for pair in row["tried"].split(", "))
+        assert float(row["rate"]) == float(min(tried, key=lambda r: float(tried[r])))
+    assert (tmp_path / "out" / "mutual.png").stat().st_size > 1000
 
 
 @pytest.mark.soak

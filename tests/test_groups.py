@@ -10,8 +10,6 @@ from networks import random_weights
 from l2l_jax import (
     LearnedOptimizer,
     Task,
-    combine,
-    convex_task,
     learned_optimizer,
     load_pretrained,
     meta_gradient,
@@ -20,8 +18,6 @@ from l2l_jax import (
     partitioned,
     start_episode,
 )
-
-pytestmark = pytest.mark.usefixtures("optimized")
 
 PLAIN = learned_optimizer("rnnprop", {"hidden_sizes": (3,), "input_size": 3})
 PHI, OTHER = (random_weights("rnnprop", (3,), 3, seed) for seed in (0, 1))
@@ -88,21 +84,15 @@ def test_a_group_learns_from_its_own_coordinates():
 
 
 def test_members_of_several_kinds_learn_together():
-    members = {
-        "one": PLAIN,
-        "two": learned_optimizer("dm", {"hidden_sizes": (2,)}),
-        "convex": optax.sgd(0.1),
-    }
+    members = {"one": PLAIN, "two": learned_optimizer("dm", {"hidden_sizes": (2,)})}
 
     def labels(params):
         def label(path, _):
-            name = jax.tree_util.keystr(path)
-            return next((LABELS[key] for key in LABELS if repr(key) in name), "convex")
+            return "one" if "a" in jax.tree_util.keystr(path) else "two"
 
         return jax.tree.map_with_path(label, params)
 
-    optimizer = partitioned(members, labels)
-    task = combine(bowl(), convex_task(2))
+    task, optimizer = bowl(), partitioned(members, labels)
     trainer = meta_trainer(task, optimizer, optax.adam(1e-2), segment_length=3)
     state = before = trainer.init(jax.random.key(0))
     for key in jax.random.split(jax.random.key(1), 2):

@@ -1,0 +1,154 @@
+r"""One optimizer for all parameters of a CNN, or one for each of two groups.
+
+    python -m experiments.bench_groups --task=cifar16_cnn_small --data_dir=DIR \
+        --outdir=runs/groups
+
+Andrychowicz et al. 2016, section 3.3: one LSTM optimizer for the convolutional and one
+for the fully-connected parameters, learned together. They start from the weights from
+which the shared one starts, and see the same episodes. Compared on the test images,
+other initial parameters and minibatches, beside Adam tuned there on five rates.
+`cifar16` is CIFAR-10 at half the resolution. Writes a table and both losses, of
+meta-training and held out.
+"""
+
+import time
+
+import jax
+import numpy as np
+import optax
+from absl import flags
+
+from experiments import common, report, task_table
+from l2l_jax import Task, evaluator, learned_optimizer, meta_trainer, partitioned
+from l2l_jax.baselines import baseline, tune
+
+FLAGS = flags.FLAGS
+common.define_task("digits_cnn_small", "What is optimized, a convolutional network.")
+flags.register_validator("task", lambda name: "_cnn_" in name, "must be a CNN")
+flags.DEFINE_list("hidden_sizes", ["20", "20"], "Of each LSTM.")
+flags.DEFINE_integer("num_iterations", 40, "Episodes of meta-training.", lower_bound=1)
+flags.DEFINE_integer("num_steps", 100, "Of an episode; 20 a segment.", lower_bound=20)
+flags.DEFINE_float("meta_learning_rate", 3e-3, "Of Adam, the outer optimizer.")
+flags.DEFINE_integer("num_seeds", 3, "Meta-trainings of each.", lower_bound=2)
+flags.DEFINE_integer("num_runs", 10, "Held-out runs of each.", lower_bound=2)
+flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
+flags.mark_flag_as_required("outdir")
+
+GROUPS = ("conv", "dense")
+RATES = range(6, 16, 2)  # of Adam, k of 2^(-k/2)
+
+
+def labels(params):
+    """The group of each parameter, by the name of its layer."""
+
+    def label(path, _):
+        return "conv" if "Conv" in jax.tree_util.keystr(path) else "dense"
+
+    return jax.tree.map_with_path(label, params)
+
+
+def learn(task: Task, optimizer, starts) -> tuple[list, np.ndarray, float]:
+    """φ of each seed, losses (seeds, iterations), seconds an iteration."""
+    trainer = meta_trainer(
+        task, optimizer, optax.adam(FLAGS.meta_learning_rate), weights="mean"
+    )
+    learned, losses, seconds = [], [], []
+    for seed, phi in enumerate(starts):
+        key = jax.random.key(seed)
+        state = trainer.init(key)._replace(phi=phi)
+        for i in range(FLAGS.num_iterations):
+            begin = time.perf_counter()
+            state, metrics = trainer.iterate(
+                state, jax.random.fold_in(key, i), FLAGS.num_steps // 20
+            )
+            losses.append(float(metrics["train_loss"]))
+            seconds.append(time.perf_counter() - begin)
+        learned.append(state.phi)
+        print(f"seed {seed}: {np.mean(losses[-10:]):.3f}", flush=True)
+    return learned, np.reshape(losses, (len(starts), -1)), float(np.median(seconds))
+
+
+def main(argv: list[str]) -> None:
+    """Measures, prints and writes."""
+    del argv
+    directory = report.new_directory(FLAGS.outdir)
+    task, held_out = (
+        task_table.make_task(FLAGS.task, FLAGS.data_dir, FLAGS.data_source, split)
+        for split in ("train", "test")
+    )
+    sizes = {"hidden_sizes": tuple(map(int, FLAGS.hidden_sizes))}
+    one = learned_optimizer("dm", sizes)
+    several = partitioned(dict.fromkeys(GROUPS, one), labels)
+    starts = [one.init(jax.random.key(seed)) for seed in range(FLAGS.num_seeds)]
+    doubled = [dict.fromkeys(GROUPS, phi) for phi in starts]
+    tuning_key, key = common.keys(0)
+    rows, finals, panels = [], [], ([], [])
+    for name, optimizer, begin, colour in (
+        ("one for all", one, starts, report.COLOURS[0]),
+        ("one a group", several, doubled, report.COLOURS[1]),
+    ):
+        phis, training, seconds = learn(task, optimizer, begin)
+        evaluate = evaluator(held_out, optimizer.transform).evaluate
+        runs = [evaluate(phi, key, FLAGS.num_steps, FLAGS.num_runs) for phi in phis]
+        finals.append(np.array([run.final.mean() for run in runs]))
+        mean, error = report.band(finals[-1][:, None])
+        rows.append(
+            {
+                "optimizer": name,
+                "held-out loss": float(mean[0]),
+                "stderr": float(error[0]),
+                "training loss": float(training[:, -10:].mean()),
+                "weights": sum(x.size for x in jax.tree.leaves(phis[0])),
+                "s an iteration": seconds,
+            }
+        )
+        curves = np.stack([run.curves.mean(axis=0) for run in runs])
+        for lines, values in zip(panels, (training, curves), strict=True):
+            x = np.arange(values.shape[1])
+            style = {"color": colour}
+            lines.append(report.Line(name, x, *report.band(values), style))
+    mean, error = report.band((finals[1] - finals[0])[:, None])
+    rows.append(
+        {
+            "optimizer": "one a group less one for all",
+            "held-out loss": float(mean[0]),
+            "stderr": float(error[0]),
+        }
+    )
+    adam = evaluator(held_out, baseline("adam", FLAGS.num_steps))
+    tuning = tune(
+        "adam",
+        adam,
+        tuning_key,
+        num_steps=FLAGS.num_steps,
+        num_runs=2,
+        exponents=RATES,
+        stride=1,
+    )
+    tuned = adam.evaluate(tuning.best_rate, key, FLAGS.num_steps, FLAGS.num_runs)
+    rows.append(
+        {
+            "optimizer": f"Adam at {tuning.best_rate:.4g}",
+            "held-out loss": tuned.summary()["mean"],
+            "stderr": tuned.summary()["stderr"],
+        }
+    )
+    x, style = np.arange(FLAGS.num_steps), {"color": report.COLOURS[6]}
+    panels[1].append(report.Line("Adam", x, *report.band(tuned.curves), style))
+    print(report.table(rows, list(rows[0])))
+    report.write_csv(directory / "groups.csv", rows)
+    titles = (f"{FLAGS.task}, meta-training", "held out")
+    report.write_panels(
+        [directory / "groups.png", directory / "groups.svg"],
+        [
+            report.Panel(title, label, "loss (nats)", lines)
+            for title, label, lines in zip(
+                titles, ("iteration", "step"), panels, strict=True
+            )
+        ],
+    )
+    print(f"wrote {directory}")
+
+
+if __name__ == "__main__":
+    common.run(main)

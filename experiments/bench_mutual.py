@@ -7,8 +7,8 @@ rate, Adam, the RNNprop or the Longrun that ships, or another RNNprop that learn
 likewise and has the first one for its outer optimizer: from fresh weights, or after
 both learned from Adam for a quarter of the iterations. All but the first have the best
 of three rates, by one meta-training with a seed of its own. Of a pair the mean of both
-is taken. Held-out: test images, other initial parameters and minibatches. Writes a
-table and the meta-loss and the held-out loss as curves.
+is taken. Held-out: other instances and initial parameters, of test images if there are
+any. Writes a table and the meta-loss and the held-out loss as curves.
 """
 
 from typing import Any, NamedTuple
@@ -32,11 +32,11 @@ from l2l_jax import (
 )
 
 FLAGS = flags.FLAGS
-common.define_task("digits_mlp", "What is optimized.")
-flags.DEFINE_integer("num_iterations", 40, "Episodes of 100 steps.", lower_bound=4)
+common.define_task("quadratic", "What is optimized.")
+flags.DEFINE_integer("num_iterations", 80, "Episodes of 100 steps.", lower_bound=4)
 flags.DEFINE_integer("num_seeds", 3, "Meta-trainings of each.", lower_bound=2)
-flags.DEFINE_integer("num_runs", 10, "Held-out runs of each.", lower_bound=2)
-flags.DEFINE_list("rates", ["1e-3", "3e-3", "1e-2"], "Of which the best is taken.")
+flags.DEFINE_integer("num_runs", 50, "Held-out runs of each.", lower_bound=2)
+flags.DEFINE_list("rates", ["3e-3", "1e-2", "3e-2"], "Of which the best is taken.")
 flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
 flags.mark_flag_as_required("outdir")
 

@@ -465,8 +465,13 @@ def test_bench_estimators(tmp_path):
 
 @pytest.mark.soak
 def test_bench_groups(tmp_path):
-    flags = ["--hidden_sizes=2", "--num_iterations=2", "--num_steps=20"]
-    flags += ["--num_seeds=2", "--num_runs=2", f"--outdir={tmp_path / 'out'}"]
+    flags = ["--start=fresh", "--hidden_sizes=2", "--num_iterations=2"]
+    flags += [
+        "--num_steps=20",
+        "--num_seeds=2",
+        "--num_runs=2",
+        f"--outdir={tmp_path / 'out'}",
+    ]
     binary("bench_groups", *flags)
     rows = rows_of(tmp_path / "out" / "groups.csv")
     weights = [int(row["weights"]) for row in rows[:2]]

@@ -41,6 +41,7 @@ flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new
 flags.mark_flag_as_required("outdir")
 
 STEPS, SEGMENT = 100, 20
+POINTS = 16  # of a curve of meta-training
 PAPERS = 1e-4
 TUNING = 1000  # a seed that the comparison does not have
 
@@ -165,10 +166,15 @@ def main(argv: list[str]) -> None:
             }
         )
         print(report.table(rows[-1:], list(rows[-1])), flush=True)
-        for lines, values in zip(panels, (training, np.array(curves)), strict=True):
-            x = np.arange(values.shape[1])
+        # Episodes differ much: a point of the curve is the mean of several.
+        block = max(1, FLAGS.num_iterations // POINTS)
+        whole = training[:, : training.shape[1] // block * block]
+        blocks = whole.reshape(len(training), -1, block).mean(axis=2)
+        values = blocks, np.array(curves)
+        for lines, losses, width in zip(panels, values, (block, 1), strict=True):
+            x = np.arange(losses.shape[1]) * width
             style = {"color": colour}
-            lines.append(report.Line(name, x, *report.band(values), style))
+            lines.append(report.Line(name, x, *report.band(losses), style))
     print(report.table(rows, list(rows[0])))
     report.write_csv(directory / "mutual.csv", rows)
     titles = (f"{FLAGS.task}, meta-training", "held out")
@@ -176,7 +182,7 @@ def main(argv: list[str]) -> None:
     report.write_panels(
         [directory / "mutual.png", directory / "mutual.svg"],
         [
-            report.Panel(title, label, "loss (nats)", lines)
+            report.Panel(title, label, "loss", lines)
             for title, label, lines in zip(titles, labels, panels, strict=True)
         ],
     )

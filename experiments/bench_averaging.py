@@ -20,7 +20,7 @@ import optax
 from absl import flags
 
 from experiments import common, report, task_table
-from l2l_jax import MetaTrainer, evaluator, learned_optimizer, meta_trainer
+from l2l_jax import MetaTrainer, evaluator, learned_optimizer, meta_trainer, plotting
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("tasks", ["quadratic", "digits_mlp"], "What is optimized.")
@@ -55,7 +55,7 @@ def compare(name: str, kind: str, num_iterations: int) -> tuple[dict, list]:
     task = task_table.make_task(name)
     sizes = {"hidden_sizes": (FLAGS.hidden_size,) * 2}
     finals, seconds, lines = [], [], []
-    for units, colour in zip((0, FLAGS.units), report.COLOURS, strict=False):
+    for units, colour in zip((0, FLAGS.units), plotting.COLOURS, strict=False):
         optimizer = learned_optimizer(kind, sizes, averaged_units=units)
         trainer = meta_trainer(task, optimizer, optax.adam(FLAGS.meta_learning_rate))
         evaluation = evaluator(task, optimizer.transform)
@@ -73,8 +73,8 @@ def compare(name: str, kind: str, num_iterations: int) -> tuple[dict, list]:
         seconds.append(of_iteration)
         label = f"{units} units averaged"
         steps = np.arange(FLAGS.num_steps)
-        band = report.band(np.stack(curves))
-        lines.append(report.Line(label, steps, *band, {"color": colour}))
+        band = plotting.band(np.stack(curves))
+        lines.append(plotting.Line(label, steps, *band, {"color": colour}))
     logs = np.log(finals[1] / finals[0])
     row = {
         "task": name,
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
     for (name, num_iterations), kind in itertools.product(budgets, FLAGS.optimizers):
         row, lines = compare(name, kind, num_iterations)
         rows.append(row)
-        panels.append(report.Panel(f"{kind}, {name}", "step", "loss", lines))
+        panels.append(plotting.Panel(f"{kind}, {name}", "step", "loss", lines))
     print(report.table(rows, list(rows[0])))
     report.write_csv(directory / "averaging.csv", rows)
     paths = [directory / f"averaging.{suffix}" for suffix in ("png", "svg")]

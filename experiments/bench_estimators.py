@@ -30,6 +30,7 @@ from l2l_jax import (
     evaluator,
     learned_optimizer,
     meta_trainer,
+    plotting,
     quadratic_task,
     start_episode,
     unroll,
@@ -211,30 +212,30 @@ def learned(task: Task) -> list[dict]:
     return rows
 
 
-def panels(noise: list[dict], results: list[dict]) -> list[report.Panel]:
+def panels(noise: list[dict], results: list[dict]) -> list[plotting.Panel]:
     """Bias, deviation, and the loss that was reached."""
     bias, deviation, loss = [], [], []
     names = dict.fromkeys(row["estimator"] for row in noise)
-    for name, colour in zip(names, report.COLOURS, strict=False):
+    for name, colour in zip(names, plotting.COLOURS, strict=False):
         style = {"color": colour, "marker": "o", "markersize": 4}
         of = [row for row in noise if row["estimator"] == name]
         columns = {key: np.array([row[key] for row in of]) for key in of[0]}
         x = columns["truncations"]
         # Lines, and not points: not below what so many estimates can tell.
         shown = np.maximum(columns["bias"], np.maximum(columns["bias_stderr"], 1e-3))
-        bias.append(report.Line(name, x, shown, style=style))
+        bias.append(plotting.Line(name, x, shown, style=style))
         if columns["deviation"].all():
-            deviation.append(report.Line(name, x, columns["deviation"], style=style))
+            deviation.append(plotting.Line(name, x, columns["deviation"], style=style))
         of = [row for row in results if row["estimator"] == name]
         columns = {key: np.array([row[key] for row in of]) for key in of[0]}
         ratio, error = columns["meta_loss_ratio"], columns["meta_loss_stderr"]
-        loss.append(report.Line(name, columns["horizon"], ratio, error, style))
+        loss.append(plotting.Line(name, columns["horizon"], ratio, error, style))
     return [
-        report.Panel("bias (quadratic)", "truncations", "relative", bias, log="xy"),
-        report.Panel(
+        plotting.Panel("bias (quadratic)", "truncations", "relative", bias, log="xy"),
+        plotting.Panel(
             "deviation (quadratic)", "truncations", "relative", deviation, log="xy"
         ),
-        report.Panel(
+        plotting.Panel(
             f"meta-loss / nominal's ({FLAGS.task})", "horizon", "", loss, log="xy"
         ),
     ]

@@ -29,6 +29,7 @@ from l2l_jax import (
     load_pretrained,
     meta_trainer,
     partitioned,
+    plotting,
 )
 from l2l_jax.baselines import baseline, tune
 
@@ -81,7 +82,7 @@ def learn(task: Task, optimizer, starts) -> tuple[list, np.ndarray, float]:
 
 def row(name: str, losses: np.ndarray, **more) -> dict:
     """A row of the table: mean and standard error of losses, of seeds or of runs."""
-    mean, error = report.band(losses[:, None])
+    mean, error = plotting.band(losses[:, None])
     return {
         "optimizer": name,
         "held-out loss": float(mean[0]),
@@ -109,8 +110,8 @@ def main(argv: list[str]) -> None:
     length = FLAGS.num_steps, FLAGS.num_runs
     rows, finals, panels = [], [], ([], [])
     for name, optimizer, begin, colour in (
-        ("one for all", one, starts, report.COLOURS[0]),
-        ("one a group", several, doubled, report.COLOURS[1]),
+        ("one for all", one, starts, plotting.COLOURS[0]),
+        ("one a group", several, doubled, plotting.COLOURS[1]),
     ):
         phis, training, seconds = learn(task, optimizer, begin)
         evaluate = evaluator(held_out, optimizer.transform, 20).evaluate
@@ -126,7 +127,7 @@ def main(argv: list[str]) -> None:
         for lines, values in zip(panels, (training, curves), strict=True):
             x = np.arange(values.shape[1])
             style = {"color": colour}
-            lines.append(report.Line(name, x, *report.band(values), style))
+            lines.append(plotting.Line(name, x, *plotting.band(values), style))
     rows.append(row("one a group less one for all", finals[1] - finals[0]))
     adam = evaluator(held_out, baseline("adam", FLAGS.num_steps), 20)
     tuning = tune(
@@ -143,17 +144,17 @@ def main(argv: list[str]) -> None:
     }
     if FLAGS.start == "shipped":
         others["where both began"] = evaluate(doubled[0], key, *length)
-    for (name, run), colour in zip(others.items(), report.COLOURS[6:], strict=False):
+    for (name, run), colour in zip(others.items(), plotting.COLOURS[6:], strict=False):
         rows.append(row(name, run.final))
         x, style = np.arange(FLAGS.num_steps), {"color": colour}
-        panels[1].append(report.Line(name, x, *report.band(run.curves), style))
+        panels[1].append(plotting.Line(name, x, *plotting.band(run.curves), style))
     print(report.table(rows, list(rows[0])))
     report.write_csv(directory / "groups.csv", rows)
     titles = (f"{FLAGS.task}, meta-training", "held out")
     report.write_panels(
         [directory / "groups.png", directory / "groups.svg"],
         [
-            report.Panel(title, label, "loss (nats)", lines)
+            plotting.Panel(title, label, "loss (nats)", lines)
             for title, label, lines in zip(
                 titles, ("iteration", "step"), panels, strict=True
             )

@@ -27,6 +27,7 @@ from l2l_jax import (
     load_pretrained,
     longrun_transform,
     meta_trainer,
+    plotting,
     rnnprop_transform,
     weights_in_state,
 )
@@ -142,7 +143,7 @@ def main(argv: list[str]) -> None:
 
     tuning_key, key = common.keys(0)
     rows, panels = [], ([], [])
-    for (name, way), colour in zip(ways.items(), report.COLOURS, strict=False):
+    for (name, way), colour in zip(ways.items(), plotting.COLOURS, strict=False):
         tried = {}
         for rate in way.rates if len(way.rates) > 1 else ():
             tried[rate] = test(learn(way, rate, TUNING)[1], tuning_key)[0]
@@ -154,7 +155,7 @@ def main(argv: list[str]) -> None:
         results = [learn(way, rate, seed) for seed in range(FLAGS.num_seeds)]
         training = np.array([losses for losses, _ in results])
         finals, curves = zip(*(test(phis, key) for _, phis in results), strict=True)
-        mean, error = report.band(np.array(finals)[:, None])
+        mean, error = plotting.band(np.array(finals)[:, None])
         rows.append(
             {
                 "trained by": name,
@@ -174,7 +175,7 @@ def main(argv: list[str]) -> None:
         for lines, losses, width in zip(panels, values, (block, 1), strict=True):
             x = np.arange(losses.shape[1]) * width
             style = {"color": colour}
-            lines.append(report.Line(name, x, *report.band(losses), style))
+            lines.append(plotting.Line(name, x, *plotting.band(losses), style))
     print(report.table(rows, list(rows[0])))
     report.write_csv(directory / "mutual.csv", rows)
     titles = (f"{FLAGS.task}, meta-training", "held out")
@@ -182,7 +183,7 @@ def main(argv: list[str]) -> None:
     report.write_panels(
         [directory / "mutual.png", directory / "mutual.svg"],
         [
-            report.Panel(title, label, "loss", lines)
+            plotting.Panel(title, label, "loss", lines)
             for title, label, lines in zip(titles, labels, panels, strict=True)
         ],
     )

@@ -32,6 +32,7 @@ from l2l_jax import (
     meta_trainer,
     no_batches,
     ntm_bfgs_init,
+    plotting,
     quadratic_task,
     start_episode,
 )
@@ -188,16 +189,18 @@ def main(argv: list[str]) -> None:
     for title, task in tasks.items():
         found, asked = compare(task, phis)
         lines = []
-        for (name, losses), colour in zip(found.items(), report.COLOURS, strict=False):
+        for (name, losses), colour in zip(
+            found.items(), plotting.COLOURS, strict=False
+        ):
             evaluations = asked if "line search" in name else 1.0
             row = {"task": title, "optimizer": name, **summary(losses)}
             rows.append({**row, "evaluations": evaluations})
             medians = np.median(np.maximum(losses, 1e-16), axis=1)
             line = np.exp(np.log(medians).mean(axis=0))
             steps = np.arange(FLAGS.num_steps)
-            lines.append(report.Line(name, steps, line, None, {"color": colour}))
+            lines.append(plotting.Line(name, steps, line, None, {"color": colour}))
         top = 3 * max(float(line.y[0]) for line in lines)
-        panels.append(report.Panel(title, "step", "loss", lines, top))
+        panels.append(plotting.Panel(title, "step", "loss", lines, top))
     print(report.table(rows, list(rows[0])))
     report.write_csv(directory / "ntm_bfgs.csv", rows)
     paths = [directory / f"ntm_bfgs.{suffix}" for suffix in ("png", "svg")]

@@ -103,8 +103,15 @@ def main(argv: list[str]) -> None:
     report.write_csv(directory / "averaging.csv", rows)
     paths = [directory / f"averaging.{suffix}" for suffix in ("png", "svg")]
     report.write_panels(paths, panels)
-    print(f"wrote {directory}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(
+        main,
+        quick={
+            "num_iterations": ["4", "2"],
+            "num_seeds": 2,
+            "num_runs": 2,
+            "num_steps": 20,
+        },
+    )

@@ -257,8 +257,17 @@ def main(argv: list[str]) -> None:
         [directory / "estimators.png", directory / "estimators.svg"],
         panels(noise, results),
     )
-    print(f"wrote {directory}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(
+        main,
+        quick={
+            "horizons": ["20", "40"],
+            "updates": 2,
+            "rates": ["0.01"],
+            "num_seeds": 2,
+            "num_runs": 2,
+            "num_estimates": 100,
+        },
+    )

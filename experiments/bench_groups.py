@@ -160,8 +160,10 @@ def main(argv: list[str]) -> None:
             )
         ],
     )
-    print(f"wrote {directory}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(
+        main,
+        quick={"num_iterations": 1, "num_steps": 20, "num_seeds": 2, "num_runs": 2},
+    )

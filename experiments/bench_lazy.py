@@ -104,8 +104,7 @@ def main(argv: list[str]) -> None:
             for label, lines in zip(labels, panels, strict=True)
         ],
     )
-    print(f"wrote {directory}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, quick={"num_steps": 100, "num_runs": 2, "every": ["4"]})

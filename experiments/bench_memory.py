@@ -105,4 +105,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, quick={"sizes": ["16000"], "largest": 20_000})

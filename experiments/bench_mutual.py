@@ -187,8 +187,10 @@ def main(argv: list[str]) -> None:
             for title, label, lines in zip(titles, labels, panels, strict=True)
         ],
     )
-    print(f"wrote {directory}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(
+        main,
+        quick={"num_iterations": 4, "num_seeds": 2, "num_runs": 2, "rates": ["1e-2"]},
+    )

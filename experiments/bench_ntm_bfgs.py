@@ -205,8 +205,16 @@ def main(argv: list[str]) -> None:
     report.write_csv(directory / "ntm_bfgs.csv", rows)
     paths = [directory / f"ntm_bfgs.{suffix}" for suffix in ("png", "svg")]
     report.write_panels(paths, panels)
-    print(f"wrote {directory}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(
+        main,
+        quick={
+            "dims": ["4", "6"],
+            "num_iterations": 2,
+            "num_seeds": 2,
+            "num_steps": 20,
+            "num_runs": 2,
+        },
+    )

@@ -64,7 +64,6 @@ def main(argv: list[str]) -> None:
     """Learns, compares, prints and writes."""
     del argv
     directory = report.new_directory(FLAGS.outdir)
-    print(f"writing to {directory}", flush=True)
     tests = {
         name: evaluator(
             task_table.make_task(name, FLAGS.data_dir, FLAGS.data_source),
@@ -75,7 +74,9 @@ def main(argv: list[str]) -> None:
     key = jax.random.key(FLAGS.num_seeds)
     rows, lines = [], []
     for (name, variant), colour in zip(
-        VARIANTS.items(), plotting.COLOURS, strict=False
+        common.progress(VARIANTS.items(), lambda item: item[0]),
+        plotting.COLOURS,
+        strict=False,
     ):
         learned = learn(variant)
         row: dict[str, Any] = {"scaled": name}
@@ -103,8 +104,10 @@ def main(argv: list[str]) -> None:
     panel = plotting.Panel(FLAGS.test, "step", "minibatch loss (nats)", lines)
     pictures = [directory / f"scaling.{kind}" for kind in ("png", "svg")]
     report.write_panels(pictures, [panel])
-    print(f"wrote {directory}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(
+        main,
+        quick={"num_iterations": 4, "num_seeds": 2, "num_runs": 2, "num_steps": 20},
+    )

@@ -99,4 +99,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, quick={"num_steps": 20, "num_runs": 2, "names": ["rnnprop"]})

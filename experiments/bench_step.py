@@ -14,9 +14,9 @@ data.
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app, flags
+from absl import flags
 
-from experiments import floor, timing
+from experiments import common, floor, timing
 from l2l_jax import (
     dm_init,
     dm_transform,
@@ -155,4 +155,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run(main, quick={"sizes": ["15910"], "repeats": 2})

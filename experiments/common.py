@@ -4,12 +4,15 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 from absl import app, flags
 
 from experiments import task_table
+
+Item = TypeVar("Item")
 
 flags.DEFINE_string(
     "data_dir",
@@ -143,13 +146,52 @@ def keys(seed: int) -> tuple[jax.Array, jax.Array]:
     return tuning, comparison
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def progress(items: Collection[Item], words: Callable[[Item], str]) -> Iterator[Item]:
+    """The items; on a terminal with a bar, the words of the one at hand, the time left.
+
+    Example:
+      >>> list(progress([2, 3], str))
+      [2, 3]
+    """
+    from tqdm import tqdm
+
+    layout = "{desc}: {n_fmt} of {total_fmt} |{bar}| {elapsed}, left {remaining}"
+    bar = tqdm(items, bar_format=layout, smoothing=0, leave=False, disable=None)
+    for item in bar:
+        bar.set_description(words(item))
+        yield item
+
+
+def _spelt(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def run(
+    main: Callable[[list[str]], None], quick: Mapping[str, Any] | None = None
+) -> None:
     """Calls `main` as `absl.app.run` does; user errors are one line, exit code 1.
 
     Of several processes, one that fails ends at once, and JAX ends the others.
+
+    Args:
+      main: of the binary.
+      quick: what flags stand for that are not given if --quick is, which is defined
+        here; None: the binary has its own, or none.
     """
+    if quick is not None:
+        settings = ", ".join(f"--{name}={_spelt(x)}" for name, x in quick.items())
+        flags.DEFINE_bool("quick", False, f"A look, no result: {settings}.")
+
+    # --help shows what the main module defines, and would leave the shared ones out.
+    for module, found in flags.FLAGS.flags_by_module_dict().items():
+        for flag in found if module.startswith("experiments.") else ():
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
     def guarded(argv: list[str]) -> None:
+        if quick is not None and flags.FLAGS.quick:
+            for name, value in quick.items():
+                if not flags.FLAGS[name].present:
+                    setattr(flags.FLAGS, name, value)
         if flags.FLAGS.compilation_cache:
             jax.config.update(
                 "jax_compilation_cache_dir", flags.FLAGS.compilation_cache

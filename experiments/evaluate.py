@@ -71,7 +71,6 @@ def main(argv: list[str]) -> None:
     tuning_key, key = common.keys(FLAGS.seed)
     rates = tuned_rates(task, tuning_key)
     directory = report.new_directory(FLAGS.outdir)
-    print(f"writing to {directory}")
 
     candidates = {
         **{
@@ -84,7 +83,8 @@ def main(argv: list[str]) -> None:
         **{name: (BASELINES[name], rate) for name, rate in rates.items() if rate},
     }
     rows, curves, values = [], {}, {}
-    for name, (transform, weights) in candidates.items():
+    for name in common.progress(candidates, str):
+        transform, weights = candidates[name]
         result = evaluator(task, transform).evaluate(
             weights, key, FLAGS.num_steps, FLAGS.num_runs
         )
@@ -113,4 +113,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, quick={"num_steps": 20, "num_runs": 2})

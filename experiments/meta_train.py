@@ -471,4 +471,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, quick={"num_iterations": 2})

@@ -15,7 +15,7 @@ COLUMNS = ("task", "optimizer", "rate", "mean", "stderr", "median", "runs", "div
 
 
 def new_directory(path: str) -> pathlib.Path:
-    """Makes the directory of the results.
+    """Makes the directory of the results, and says where it is.
 
     Raises:
       FileExistsError: it is there and not empty; nothing is ever overwritten.
@@ -27,6 +27,7 @@ def new_directory(path: str) -> pathlib.Path:
             " directory"
         )
     directory.mkdir(parents=True, exist_ok=True)
+    print(f"writing to {directory}", flush=True)
     return directory
 
 

@@ -164,7 +164,7 @@ def main(argv: list[str]) -> None:
     )
     print(f"writing to {directory}", flush=True)
     rows, panels = [], []
-    for structure in FLAGS.structures:
+    for structure in common.progress(FLAGS.structures, str):
         of_structure, drawn = rows_of(lab, structure, steps)
         print(report.table(of_structure, list(of_structure[0])), flush=True)
         rows += of_structure

@@ -29,10 +29,9 @@ def main(argv: list[str]) -> None:
     if unknown:
         raise ValueError(f"unknown optimizers {unknown}; known are {list(BASELINES)}")
     directory = report.new_directory(FLAGS.outdir)
-    print(f"writing to {directory}")
     key, _ = common.keys(FLAGS.seed)
     rates, rows = {}, []
-    for name in FLAGS.optimizers:
+    for name in common.progress(FLAGS.optimizers, str):
         tuning = tune(
             name,
             evaluator(task, BASELINES[name]),
@@ -62,4 +61,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(
+        main, quick={"num_steps": 20, "num_runs": 2, "optimizers": ["adam", "sgd"]}
+    )

@@ -331,6 +331,40 @@ def test_bench_lazy(tmp_path):
     assert (tmp_path / "out" / "lazy.png").stat().st_size > 1000
 
 
+BINARIES = [
+    path
+    for path in sorted((ROOT / "experiments").glob("*.py"))
+    if "__main__" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", BINARIES, ids=lambda path: path.stem)
+def test_habits(path):
+    """One way to start, a look with --quick where something is computed."""
+    text = path.read_text()
+    assert re.search(r"^    common\.run\(", text, re.MULTILINE)
+    looks = "main, quick=" in " ".join(text.split()) or "FLAGS.quick" in text
+    assert looks == (path.stem not in ("publish", "watch")), "--quick"
+    assert f"python -m experiments.{path.stem}" in text.split('"""')[1]
+
+
+def test_help_has_the_flags_that_binaries_share():
+    done = subprocess.run(
+        command("long_horizon", "--help"), cwd=ROOT, capture_output=True, text=True
+    )
+    found = re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.MULTILINE)
+    assert {"table", "outdir", "data_dir", "quick"} <= set(found)
+
+
+def test_quick_gives_way_to_flags(tmp_path):
+    flags = ["--task=quadratic", "--optimizers=sgd", "--quick"]
+    text = binary("tune_baselines", *flags, f"--outdir={tmp_path / 'out'}")
+    tuned = json.loads((tmp_path / "out" / "tuned.json").read_text())
+    assert list(tuned["optimizers"]) == ["sgd"]
+    assert (tuned["num_steps"], tuned["num_runs"]) == (20, 2)
+    assert f"writing to {tmp_path / 'out'}" in text
+
+
 def test_watch(trained, tmp_path):
     directory, _ = trained
     text = binary("watch", f"--workdir={directory}")

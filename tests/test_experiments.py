@@ -176,6 +176,9 @@ def train_dm(directory, *flags):
     assert scores["iteration"].tolist() == [1, 2, 3, 4]
     best = scores["iteration"][np.argmin(scores["loss"])]
     assert f"selected: {directory}/weights/{best:08}.npz" in text
+    images = list((directory / "tensorboard" / "validation").iterdir())
+    assert len(images) == 4
+    assert min(image.stat().st_size for image in images) > 5_000
     return scores["loss"]
 
 

@@ -1,0 +1,292 @@
+"""What a meta-training is to do: flags, what those left open stand for, all together.
+
+`experiments.meta_train` does it.
+"""
+
+from absl import flags
+
+from experiments import common
+
+FLAGS = flags.FLAGS
+# By kind of optimizer, what flags left open stand for: the papers' two trainings, and
+# that of Longrun.
+_PAPERS = {
+    "task": ["mnist_mlp"],
+    "hidden_sizes": ["20", "20"],
+    "num_steps": 100,
+    "segment_length": 20,
+    "meta_batch": 1,
+    "meta_learning_rate": 1e-4,
+}
+# Flag: argument of `random_scaling`.
+SCALING = {
+    "scaling_of": "of",
+    "scaling_distribution": "distribution",
+    "scaling_dropped": "dropped",
+}
+# Estimators that do not back-propagate.
+PERTURBING = (
+    "evolution",
+    "persistent_evolution",
+    "single_perturbation",
+    "score_function",
+)
+DEFAULTS = {
+    "rnnprop": {
+        **_PAPERS,
+        "loss_weights": "last",
+        "scaling": 3.0,
+        "convex": True,
+        "select": "training",
+    },
+    "dm": {
+        **_PAPERS,
+        "loss_weights": "mean",
+        "scaling": 0.0,
+        "convex": False,
+        "select": "validation",
+    },
+    "longrun": {
+        "task": [
+            "mnist14_mlp",
+            "mnist14_mlp_relu",
+            "mnist14_mlp_tanh",
+            "mnist14_mlp_relu_depth2",
+        ],
+        "signals": 5,
+        "num_steps": 500,
+        "segment_length": 500,
+        "loss_weights": "octaves",
+        "log_loss": True,
+        "evolution": 0.1,
+        "meta_batch": 4,
+        "meta_accumulate": 4,
+        "scaling": 0.0,
+        "convex": False,
+        "meta_learning_rate": 5e-2,
+        "meta_decay": 50.0,
+        "select": "training",
+    },
+}
+
+common.define_tasks("What the optimizer learns on; of several, one an iteration.")
+flags.DEFINE_string("workdir", None, "Directory of the run; made, never overwritten.")
+flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
+flags.DEFINE_enum(
+    "optimizer", "rnnprop", sorted(DEFAULTS), "Which kind of optimizer to learn."
+)
+flags.DEFINE_list("hidden_sizes", None, "Hidden units of each LSTM layer.")
+flags.DEFINE_integer(
+    "signals",
+    None,
+    "What Longrun sees: 5, 3 without the slow moment, 1 the step alone.",
+)
+flags.DEFINE_integer("num_iterations", 1000, "Episodes to train on.", lower_bound=1)
+flags.DEFINE_integer(
+    "num_steps", None, "Steps of the optimizee in an episode, at most.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "min_steps",
+    None,
+    "Least steps of an episode: their number's logarithm is uniform between the two.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "segment_length",
+    None,
+    "Steps between two updates of the optimizer's weights; divides --num_steps.",
+    lower_bound=1,
+)
+flags.DEFINE_string(
+    "loss_weights",
+    None,
+    "Weights of the losses of a segment in the meta-loss: 'last', 'mean', 'half',"
+    " 'octaves' (not with bptt) or --segment_length numbers joined by commas.",
+)
+flags.DEFINE_bool("log_loss", None, "Take the meta-loss's logarithm.")
+flags.DEFINE_enum(
+    "estimator",
+    None,
+    ["bptt", *PERTURBING],
+    "How the meta-gradient is found, see l2l_jax.estimators; default but for Longrun:"
+    " bptt.",
+)
+flags.DEFINE_float(
+    "sigma", None, "Of an estimator that perturbs weights; default: .1.", lower_bound=0
+)
+flags.DEFINE_integer(
+    "particles",
+    None,
+    "Rollouts of it an episode, two for each pair; default: 2.",
+    lower_bound=2,
+)
+flags.DEFINE_float(
+    "evolution",
+    None,
+    "Short for --estimator=evolution with this --sigma.",
+    lower_bound=0,
+)
+flags.DEFINE_float(
+    "scaling",
+    None,
+    "Bound L of Random Scaling of the task, factors exp(U[-L, L]); 0: none.",
+    lower_bound=0,
+)
+flags.DEFINE_enum(
+    "scaling_of",
+    None,
+    ["coordinates", "parameters", "function"],
+    "What is scaled: each coordinate by itself (default), all alike, the loss.",
+)
+flags.DEFINE_enum(
+    "scaling_distribution",
+    None,
+    ["log-uniform", "uniform"],
+    "Of the factors: as above (default), or uniform between the same bounds.",
+)
+flags.DEFINE_float(
+    "scaling_dropped",
+    None,
+    "Probability with which a coordinate is held at 0 for an episode; default: 0.",
+    lower_bound=0,
+    upper_bound=1,
+)
+flags.DEFINE_bool(
+    "convex",
+    None,
+    "Combine the task with a random convex function of 20 coordinates.",
+)
+flags.DEFINE_float(
+    "convex_scaling", 1.0, "Bound of Random Scaling of the convex part.", lower_bound=0
+)
+flags.DEFINE_float(
+    "meta_learning_rate", None, "Rate of Adam, the outer optimizer.", lower_bound=0
+)
+flags.DEFINE_float(
+    "meta_decay",
+    None,
+    "Updates N after which that rate is halved, as 1 / (1 + i / N) does; default but"
+    " for Longrun: never.",
+    lower_bound=0,
+)
+flags.DEFINE_integer(
+    "meta_accumulate",
+    None,
+    "Iterations whose meta-gradients are averaged for an update, best a multiple of the"
+    " number of tasks; default but for Longrun: 1.",
+    lower_bound=1,
+)
+flags.DEFINE_float(
+    "meta_clip", None, "Clip the meta-gradient to this norm.", lower_bound=0
+)
+flags.DEFINE_integer(
+    "meta_batch",
+    None,
+    "Episodes at once, their meta-losses averaged. Best a multiple of the number of"
+    " devices, among which they are divided.",
+    lower_bound=1,
+)
+flags.DEFINE_bool(
+    "second_order", False, "Keep second derivatives of the task in the meta-gradient."
+)
+common.define_devices()
+common.define_processes()
+flags.DEFINE_integer("seed", 0, "Of all randomness.")
+flags.DEFINE_integer(
+    "export_every", 1000, "Iterations between two files of weights.", lower_bound=1
+)
+flags.DEFINE_float(
+    "checkpoint_minutes",
+    2.0,
+    "Minutes between two checkpoints, at most.",
+    lower_bound=0,
+)
+flags.DEFINE_enum(
+    "select",
+    None,
+    ["training", "validation"],
+    "Which saved weights to take: lowest moving average of the training loss, or lowest"
+    " final loss of 10 runs on the validation split of the task, or its logarithm's"
+    " mean if there are several.",
+)
+flags.mark_flag_as_required("workdir")
+
+
+def configuration(num_devices: int) -> dict:
+    """All that decides the run, from the flags and the devices in all processes."""
+    default = DEFAULTS[FLAGS.optimizer]
+
+    def given(name: str):
+        value = getattr(FLAGS, name)
+        return default.get(name) if value is None else value
+
+    weights = given("loss_weights")
+    if weights not in ("last", "mean", "half", "octaves"):
+        weights = [float(w) for w in weights.split(",")]
+    length, steps = given("segment_length"), given("num_steps")
+    for name in ("num_steps", "min_steps"):
+        if (given(name) or steps) % length:
+            raise ValueError(
+                f"--segment_length must divide --{name}={given(name)}, got {length}"
+            )
+    if (given("min_steps") or steps) > steps:
+        raise ValueError(
+            f"--min_steps must be at most --num_steps={steps}, got {given('min_steps')}"
+        )
+    if given("meta_decay") == 0:
+        raise ValueError("--meta_decay must be above 0, got 0")
+    sizes = {name: given(name) for name in ("hidden_sizes", "signals")}
+    foreign = "hidden_sizes" if FLAGS.optimizer == "longrun" else "signals"
+    if sizes.pop(foreign) is not None:
+        raise ValueError(f"--optimizer={FLAGS.optimizer} has no --{foreign}")
+    if "hidden_sizes" in sizes:
+        sizes["hidden_sizes"] = [int(size) for size in sizes["hidden_sizes"]]
+    config = {
+        "optimizer": FLAGS.optimizer,
+        "sizes": sizes,
+        "task": ",".join(given("task")),
+        "data_source": FLAGS.data_source,
+        "scaling": given("scaling"),
+        **{name: getattr(FLAGS, name) for name in SCALING},
+        "convex": given("convex"),
+        "convex_scaling": FLAGS.convex_scaling,
+        "num_steps": steps,
+        "min_steps": given("min_steps"),
+        "segment_length": length,
+        "loss_weights": weights,
+        "log_loss": given("log_loss") or None,
+        **_estimator_flags(given("evolution")),
+        "meta_learning_rate": given("meta_learning_rate"),
+        "meta_decay": given("meta_decay"),
+        "meta_accumulate": given("meta_accumulate"),
+        "meta_clip": given("meta_clip"),
+        "meta_batch": given("meta_batch"),
+        "second_order": FLAGS.second_order,
+        "num_devices": num_devices,
+        "seed": FLAGS.seed,
+        "export_every": FLAGS.export_every,
+        "select": given("select"),
+    }
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def _estimator_flags(evolution: float | None) -> dict:
+    """What of the configuration names the estimator."""
+    named = {name: getattr(FLAGS, name) for name in ("estimator", "sigma", "particles")}
+    if FLAGS.estimator is None:
+        if FLAGS.sigma is not None:
+            raise ValueError("--sigma is of an --estimator, and none is given")
+        if FLAGS.second_order and FLAGS.evolution is None:
+            evolution = None  # one or the other
+    else:
+        if FLAGS.evolution is not None:
+            raise ValueError("--evolution and --estimator exclude each other")
+        evolution = None
+    perturbing = evolution is not None or FLAGS.estimator in PERTURBING
+    if perturbing and FLAGS.second_order:
+        raise ValueError("--second_order is of back-propagation, --estimator=bptt")
+    if not perturbing and (FLAGS.sigma, FLAGS.particles) != (None, None):
+        raise ValueError("--sigma and --particles are not of back-propagation")
+    if FLAGS.estimator in PERTURBING and FLAGS.sigma is None:
+        named["sigma"] = 0.1
+    return {**named, "evolution": evolution}

@@ -119,7 +119,8 @@ def show(results: Mapping[str, Evaluation], iteration: int) -> None:
     canvas.draw()
     image = np.asarray(canvas.buffer_rgba())[..., :3]
     folder = pathlib.Path(FLAGS.workdir) / "tensorboard" / "validation"
-    with SummaryWriter(str(folder)) as writer:
+    # Two within a second would have one name.
+    with SummaryWriter(str(folder), filename_suffix=f".{iteration:08}") as writer:
         writer.add_image("curves", image, iteration, dataformats="HWC")
 
 

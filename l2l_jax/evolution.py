@@ -111,9 +111,10 @@ def persistent_evolution(sigma: float, pairs: int = 1) -> Estimator:
 
     For one φ throughout, Σ_k slope_k has as its mean the gradient of E[Σ_k L_k], with
     φ + σε_{k,i} at work in segment k: the perturbations of earlier segments are kept
-    in ξ, and so is their part in later losses. Its variance has a term k·|∂L_k|², since
-    all of ξ is multiplied by every difference: where each segment has a gradient of its
-    own direction, the noise grows against the signal with the number of segments.
+    in ξ, and so is their part in later losses. Its variance has a term `k·|∂L_k|²`,
+    since all of ξ is multiplied by every difference: where each segment has a gradient
+    of its own direction, the noise grows against the signal with the number of
+    segments.
 
     Args:
       sigma: σ > 0, how far from φ.
@@ -180,8 +181,8 @@ def score_function(sigma: float, particles: int = 2) -> Estimator:
     coordinates and steps, and have a variance in proportion; one over weights draws D.
     Without the baseline this is one-sided evolution strategies, whose variance has a
     term D·(L/σ)². Beside pairs, P rollouts look at P directions instead of P/2: where
-    L is straight within σ the variance is (D + 1)·|∂L|²/(P - 1), that of P/2 pairs
-    (D + 1)·|∂L|²/(P/2). But what is even in ε, the curvature of L, cancels in a pair
+    L is straight within σ the variance is `(D + 1)·|∂L|²/(P - 1)`, that of P/2 pairs
+    `(D + 1)·|∂L|²/(P/2)`. But what is even in ε, the curvature of L, cancels in a pair
     and adds to the variance here.
 
     Args:

@@ -236,7 +236,8 @@ def ntm_bfgs_transform(
     logarithms, and A, B, C, D are linear in h. M is γ·I at first, with `γ = α/|g_1|`,
     so that the first step has length α in the root mean square; before the first pair
     is written it becomes `I·s^T·y / y^T·y`, and again whenever y^T·u is not positive or
-    `|g|` ten times its least since then. Where Δθ does not go down, g^T·Δθ >= 0, it is -γ·g.
+    `|g|` ten times its least since then. Where Δθ does not go down, g^T·Δθ >= 0, it is
+    -γ·g.
 
     Departures from the paper, whose heads are free and whose read results reach the
     step through the controller at the following step: heads are also given shares of

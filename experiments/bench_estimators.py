@@ -10,7 +10,11 @@ Then Longrun's 20 weights are learned on `--task` with each estimator, from the 
 rule on, with as many gradients of the optimizee for every update and as many updates;
 the rate of Adam is the better of `--rates` on episodes of its own. Compared on held-out
 episodes, paired: the meta-loss (mean over segments of the log of a segment's mean loss)
-and the final loss, against the nominal rule's.
+and the final loss, as ratios to the nominal rule's, means of logarithms over episodes.
+
+9 minutes of one core. Of episodes of 400 steps, in truncations of 20, the meta-loss is
+.12 to .27 of the nominal one with the three that are unbiased, .31 and .35 with BPTT to
+second order and ES, and 1.7 times it to first order.
 """
 
 import functools
@@ -30,7 +34,6 @@ from l2l_jax import (
     evaluator,
     learned_optimizer,
     meta_trainer,
-    plotting,
     quadratic_task,
     start_episode,
     unroll,
@@ -212,32 +215,36 @@ def learned(task: Task) -> list[dict]:
     return rows
 
 
-def panels(noise: list[dict], results: list[dict]) -> list[plotting.Panel]:
+def panels(noise: list[dict], results: list[dict]) -> list[report.Panel]:
     """Bias, deviation, and the loss that was reached."""
     bias, deviation, loss = [], [], []
     names = dict.fromkeys(row["estimator"] for row in noise)
-    for name, colour in zip(names, plotting.COLOURS, strict=False):
+    for name, colour in zip(names, report.COLOURS, strict=False):
         style = {"color": colour, "marker": "o", "markersize": 4}
         of = [row for row in noise if row["estimator"] == name]
         columns = {key: np.array([row[key] for row in of]) for key in of[0]}
         x = columns["truncations"]
-        # Lines, and not points: not below what so many estimates can tell.
+        # What is below its standard error cannot be told from 0.
         shown = np.maximum(columns["bias"], np.maximum(columns["bias_stderr"], 1e-3))
-        bias.append(plotting.Line(name, x, shown, style=style))
+        bias.append(report.Line(name, x, shown, style=style))
         if columns["deviation"].all():
-            deviation.append(plotting.Line(name, x, columns["deviation"], style=style))
+            deviation.append(report.Line(name, x, columns["deviation"], style=style))
         of = [row for row in results if row["estimator"] == name]
         columns = {key: np.array([row[key] for row in of]) for key in of[0]}
         ratio, error = columns["meta_loss_ratio"], columns["meta_loss_stderr"]
-        loss.append(plotting.Line(name, columns["horizon"], ratio, error, style))
+        loss.append(report.Line(name, columns["horizon"], ratio, error, style))
     return [
-        plotting.Panel("bias (quadratic)", "truncations", "relative", bias, log="xy"),
-        plotting.Panel(
-            "deviation (quadratic)", "truncations", "relative", deviation, log="xy"
+        report.Panel(
+            "bias / meta-gradient", "truncations of the quadratic", "", bias, log="xy"
         ),
-        plotting.Panel(
-            f"meta-loss / nominal's ({FLAGS.task})", "horizon", "", loss, log="xy"
+        report.Panel(
+            "deviation / meta-gradient",
+            "truncations of the quadratic",
+            "",
+            deviation,
+            log="xy",
         ),
+        report.Panel("meta-loss / nominal rule's", f"steps of {FLAGS.task}", "", loss),
     ]
 
 
@@ -257,17 +264,8 @@ def main(argv: list[str]) -> None:
         [directory / "estimators.png", directory / "estimators.svg"],
         panels(noise, results),
     )
+    print(f"wrote {directory}")
 
 
 if __name__ == "__main__":
-    common.run(
-        main,
-        quick={
-            "horizons": ["20", "40"],
-            "updates": 2,
-            "rates": ["0.01"],
-            "num_seeds": 2,
-            "num_runs": 2,
-            "num_estimates": 100,
-        },
-    )
+    common.run(main)

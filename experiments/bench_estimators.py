@@ -14,7 +14,7 @@ and the final loss, as ratios to the nominal rule's, means of logarithms over ep
 
 9 minutes of one core. Of episodes of 400 steps, in truncations of 20, the meta-loss is
 .12 to .27 of the nominal one with the three that are unbiased, .31 and .35 with BPTT to
-second order and ES, and 1.7 times it to first order.
+second order and ES, and 1.7 times it to first order (.64 with --rates=.001).
 """
 
 import functools

@@ -92,7 +92,7 @@ def meta_trainer(
       ValueError: an argument is out of range; the coordinates would have to be divided,
         but the optimizer is not coordinatewise, or the estimator not `bptt()`; or the
         task's data are not the same in all processes.
-      TypeError: the task does not keep its contract.
+      TypeError: the task does not keep its contract, or `estimator` is none.
 
     Example:
       >>> import jax, optax

@@ -34,6 +34,7 @@ from l2l_jax import (
     evaluator,
     learned_optimizer,
     meta_trainer,
+    plotting,
     quadratic_task,
     start_episode,
     unroll,
@@ -215,36 +216,38 @@ def learned(task: Task) -> list[dict]:
     return rows
 
 
-def panels(noise: list[dict], results: list[dict]) -> list[report.Panel]:
+def panels(noise: list[dict], results: list[dict]) -> list[plotting.Panel]:
     """Bias, deviation, and the loss that was reached."""
     bias, deviation, loss = [], [], []
     names = dict.fromkeys(row["estimator"] for row in noise)
-    for name, colour in zip(names, report.COLOURS, strict=False):
+    for name, colour in zip(names, plotting.COLOURS, strict=False):
         style = {"color": colour, "marker": "o", "markersize": 4}
         of = [row for row in noise if row["estimator"] == name]
         columns = {key: np.array([row[key] for row in of]) for key in of[0]}
         x = columns["truncations"]
         # What is below its standard error cannot be told from 0.
         shown = np.maximum(columns["bias"], np.maximum(columns["bias_stderr"], 1e-3))
-        bias.append(report.Line(name, x, shown, style=style))
+        bias.append(plotting.Line(name, x, shown, style=style))
         if columns["deviation"].all():
-            deviation.append(report.Line(name, x, columns["deviation"], style=style))
+            deviation.append(plotting.Line(name, x, columns["deviation"], style=style))
         of = [row for row in results if row["estimator"] == name]
         columns = {key: np.array([row[key] for row in of]) for key in of[0]}
         ratio, error = columns["meta_loss_ratio"], columns["meta_loss_stderr"]
-        loss.append(report.Line(name, columns["horizon"], ratio, error, style))
+        loss.append(plotting.Line(name, columns["horizon"], ratio, error, style))
     return [
-        report.Panel(
+        plotting.Panel(
             "bias / meta-gradient", "truncations of the quadratic", "", bias, log="xy"
         ),
-        report.Panel(
+        plotting.Panel(
             "deviation / meta-gradient",
             "truncations of the quadratic",
             "",
             deviation,
             log="xy",
         ),
-        report.Panel("meta-loss / nominal rule's", f"steps of {FLAGS.task}", "", loss),
+        plotting.Panel(
+            "meta-loss / nominal rule's", f"steps of {FLAGS.task}", "", loss
+        ),
     ]
 
 
@@ -264,8 +267,17 @@ def main(argv: list[str]) -> None:
         [directory / "estimators.png", directory / "estimators.svg"],
         panels(noise, results),
     )
-    print(f"wrote {directory}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(
+        main,
+        quick={
+            "horizons": ["20", "40"],
+            "updates": 2,
+            "rates": ["0.01"],
+            "num_seeds": 2,
+            "num_runs": 2,
+            "num_estimates": 100,
+        },
+    )

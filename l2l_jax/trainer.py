@@ -60,7 +60,7 @@ def meta_trainer(
       task: the optimizee, with Random Scaling and convex parts already in it.
       optimizer: whose φ is learned.
       outer: any optax transformation; both papers: Adam with rate 1e-4. A learned one
-        too, `load_pretrained("rnnprop").transform(step_size=1e-3)`; one that learns
+        too, `load_pretrained("rnnprop").transform(step_size=1e-2)`; one that learns
         itself is `weights_in_state`.
       segment_length: T, steps between two updates of φ.
       weights: of the losses of a segment, as in `segment_weights`; "octaves" for an

@@ -21,6 +21,7 @@ from l2l_jax.probe import Response
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito: told apart by colour-blind readers, too.
@@ -307,13 +308,27 @@ def _draw_lines(axis: Axes, panel: Panel) -> dict[str, Any]:
             axis.fill_between(line.x, low, high, color=colour, alpha=0.2, linewidth=0)
     if "x" in panel.log:
         axis.set_xscale("log")
+        _plain_ticks(axis.xaxis)
     if "y" in panel.log:
         axis.set_yscale("log")
+        _plain_ticks(axis.yaxis)
     else:
         axis.set_ylim(bottom=0)
     axis.set_ylim(top=panel.top)
     axis.grid(alpha=0.3, which="both")
     return handles
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """`0.2` rather than 2 times ten to the -1; of a short axis also between powers."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x, pos=None):
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(minor_thresholds=(1.2, 0.4)))
 
 
 def _draw_map(axis: Axes, panel: Map) -> None:

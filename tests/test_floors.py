@@ -16,7 +16,7 @@ FLOORS = [
     {"fused", "chunks"},
     {"kernel"},
     {"optimizers.coordinatewise"},
-    {"optimizers.averaging"},
+    {"optimizers.averaging", "optimizers.quasi_newton"},
     {
         "optimizers.rnnprop",
         "optimizers.dm",

@@ -16,7 +16,7 @@ from l2l_jax import (
     quadratic_task,
     save,
 )
-from l2l_jax.optimizers.ntm_bfgs import read_memory, secant_basis, write_memory
+from l2l_jax.optimizers.quasi_newton import read_memory, secant_basis, write_memory
 
 RNG = np.random.default_rng(0)
 HESSIAN = np.diag([0.5, 1.0, 3.0, 10.0, 40.0])

@@ -1,6 +1,6 @@
 """NTM-BFGS: an LSTM that learns how to keep an estimate of the inverse Hessian."""
 
-import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,11 @@ from l2l_jax.lstm import (
 )
 from l2l_jax.optimizers.averaging import averaging_cell, check_averaged_units
 from l2l_jax.optimizers.coordinatewise import compute_dtype, init_cells
+from l2l_jax.optimizers.quasi_newton import (
+    read_memory,
+    secant_basis,
+    write_memory,
+)
 
 MAX_COORDINATES = 4096
 _BASIS = 4  # of the vectors that heads are made of
@@ -72,7 +77,7 @@ def ntm_bfgs_init(
       dtype: floating dtype of φ.
 
     Returns:
-      φ; 2,943 numbers with the default sizes.
+      φ; 2,807 numbers with the default sizes.
 
     Raises:
       ValueError: a size is not a positive int, or `start` is none of these.
@@ -81,7 +86,7 @@ def ntm_bfgs_init(
       >>> import jax
       >>> phi = ntm_bfgs_init(jax.random.key(0))
       >>> phi.left.kernel.shape, sum(x.size for x in jax.tree.leaves(phi))
-      ((20, 12), 2943)
+      ((20, 12), 2807)
     """
     sizes = check_sizes("hidden_sizes", hidden_sizes)
     check_sizes("read_heads", (read_heads,))
@@ -140,73 +145,6 @@ class NTMBFGSState(NamedTuple):
     lstm: tuple[LSTMState, ...]
 
 
-def read_memory(scale: jax.Array, memory: jax.Array, r: jax.Array) -> jax.Array:
-    """M·r for M = γ·I + memory; r is (…, n), and a memory of (0, 0) counts as 0."""
-    if not memory.size:
-        return scale * r
-    return scale * r + jnp.matmul(r, memory, precision="highest")
-
-
-def write_memory(memory: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
-    """The memory with the symmetric parts of outer products added.
-
-    ::
-
-        M + Σ_k (a_k·b_k^T + b_k·a_k^T) / 2
-
-    Args:
-      memory: M (n, n), symmetric; (0, 0) stays as it is.
-      left: a, (W, n).
-      right: b, (W, n).
-
-    Example:
-      Three make the update of BFGS (with u = M·y; y^T·u = 2 and s^T·y = 1 here):
-
-      >>> import jax.numpy as jnp
-      >>> s, y = jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0])
-      >>> basis = secant_basis(s, y, u=y)
-      >>> sign = jnp.array([[1.0], [-1.0], [1.0]])
-      >>> memory = write_memory(jnp.eye(2), basis, sign * basis)
-      >>> jnp.round(memory @ y, 5).tolist()  # the secant equation: it is s
-      [1.0, 0.0]
-    """
-    if not memory.size:
-        return memory
-    product = jnp.matmul(left.T, right, precision="highest")
-    return memory + (product + product.T) / 2
-
-
-def secant_basis(s: jax.Array, y: jax.Array, u: jax.Array) -> jax.Array:
-    """The vectors of which quasi-Newton updates are made, (3, n): ŝ, û and v.
-
-    ::
-
-        ŝ = s / (s^T·y)^(1/2)
-        û = u / (y^T·u)^(1/2),  u = M·y
-        v = (y^T·u / s^T·y)^(1/2)·ŝ - û
-
-    All have the unit of M^(1/2). M + ŝŝ^T - ûû^T is the update of DFP, and with vv^T
-    added that of BFGS. Where s^T·y or y^T·u is not positive all are 0.
-
-    Args:
-      s: the last step, (n,).
-      y: the difference of the gradients, (n,).
-      u: M·y, (n,).
-
-    References:
-      Nocedal, Wright, Numerical Optimization, 2nd edition, 2006, equations 6.15, 6.17
-      and problem 6.10.
-    """
-    sy, yu = jnp.vdot(s, y), jnp.vdot(y, u)
-    # At the end of a descent both are rounding errors.
-    least = jnp.finfo(s.dtype).eps * jnp.sqrt(jnp.vdot(s, s) * jnp.vdot(y, y))
-    good = (sy > least) & (yu > 0)
-    sy, yu = jnp.where(good, sy, 1), jnp.where(good, yu, 1)
-    s_hat, u_hat = s / jnp.sqrt(sy), u / jnp.sqrt(yu)
-    basis = jnp.stack([s_hat, u_hat, jnp.sqrt(yu / sy) * s_hat - u_hat])
-    return jnp.where(good, basis, 0)
-
-
 def ntm_bfgs_transform(
     params: NTMBFGSParams,
     *,
@@ -250,7 +188,7 @@ def ntm_bfgs_transform(
       step_size: α, at least 0.
       averaged_units: of each layer, see `l2l_jax.optimizers.averaging`; None: a quarter
         of the smallest layer's.
-      memory: False: M is γ·I forever, and the controller is alone.
+      memory: False: nothing is written, M is γ·I, and the controller is alone.
       max_coordinates: the most coordinates with a memory, whose square it holds; None:
         4,096.
 
@@ -293,7 +231,7 @@ def ntm_bfgs_transform(
 
     def init_fn(params):
         check_floating(params)
-        theta = _vector(params)
+        theta, _ = _vector(params)
         if memory and theta.size > limit:
             raise ValueError(
                 f"NTM-BFGS holds a matrix of {theta.size} x {theta.size} numbers; it"
@@ -316,7 +254,7 @@ def ntm_bfgs_transform(
         if params is None:
             raise ValueError("NTM-BFGS needs update(…, params)")
         check_floating(updates)
-        g, theta = _vector(updates), _vector(params)
+        (g, as_tree), (theta, _) = _vector(updates), _vector(params)
         weights = jax.tree.map(lambda x: x.astype(g.dtype), phi)
         first = state.count == 0
         s = jnp.where(first, 0, theta - state.params)
@@ -351,7 +289,7 @@ def ntm_bfgs_transform(
             reads=reads,
             lstm=tuple(LSTMState(cell.c[0], cell.h[0]) for cell in cells),
         )
-        return _tree(step, updates), state
+        return as_tree(step), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -375,19 +313,11 @@ def _check_shapes(phi: NTMBFGSParams) -> None:
             )
 
 
-def _vector(tree: Any) -> jax.Array:
-    """All coordinates in tree order, in the dtype of the arithmetic."""
-    vector = ravel_pytree(tree)[0]
-    return vector.astype(compute_dtype(vector))
-
-
-def _tree(vector: jax.Array, like: Any) -> Any:
-    """The inverse of `_vector`."""
-    leaves = jax.tree.leaves(like)
-    structure: Any = jax.tree.structure(like)
-    ends = [sum(math.prod(x.shape) for x in leaves[:i]) for i in range(1, len(leaves))]
-    parts = zip(jnp.split(vector, ends), leaves, strict=True)
-    return structure.unflatten([v.reshape(x.shape).astype(x.dtype) for v, x in parts])
+def _vector(tree: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """All coordinates in tree order, in the dtype of the arithmetic; the way back."""
+    vector, unravel = ravel_pytree(tree)
+    dtype = vector.dtype
+    return vector.astype(compute_dtype(vector)), lambda x: unravel(x.astype(dtype))
 
 
 def _size(x: jax.Array) -> jax.Array:

@@ -14,6 +14,12 @@ geometric mean over meta-seeds; "±" the standard error over meta-seeds of the d
 logarithm of the one after a quarter of the steps; "to 1e-6" the median number of steps
 until the loss is a millionth of the first. A step of L-BFGS is a line search: it costs
 several evaluations, which the column "evaluations" counts, down to that millionth.
+
+8 minutes on 2 slow cores. Steps to a millionth of the first loss, on 10 dimensions and
+on the ill-conditioned ones: 44 and 179 learned from gradient descent, 52 and 202 from
+BFGS, 32 and 107 BFGS itself, 28 and 128 L-BFGS; 215 and more than 400 without memory,
+135 and more than 400 momentum. On 100 dimensions, where BFGS takes 311, none of the
+learned ones gets there in 400 steps.
 """
 
 import jax
@@ -54,7 +60,7 @@ flags.mark_flag_as_required("outdir")
 # Sizes, hyper-parameters, and the share of the outer rate.
 LEARNED = {
     "learned from gradient descent": ({"start": "gradient"}, {}, 1.0),
-    # At the whole rate it gets worse than it began.
+    # It gets worse than it began all the same.
     "learned from BFGS": ({"start": "bfgs"}, {}, 0.1),
     "learned without memory": ({"start": "gradient"}, {"memory": False}, 1.0),
 }

@@ -51,6 +51,7 @@ flags.DEFINE_integer("num_iterations", 600, "Of meta-training.", lower_bound=1)
 flags.DEFINE_integer("meta_batch", 8, "Episodes at once.", lower_bound=1)
 flags.DEFINE_integer("num_segments", 5, "Of 20 steps, of an episode.", lower_bound=1)
 flags.DEFINE_float("meta_learning_rate", 3e-3, "Of Adam, falling to 0 as a cosine.")
+flags.DEFINE_bool("second_order", False, "Whether meta-gradients know that y = H·s.")
 flags.DEFINE_integer("num_seeds", 3, "Meta-trainings of each.", lower_bound=2)
 flags.DEFINE_integer("num_steps", 400, "Steps of a run.", lower_bound=8)
 flags.DEFINE_integer("num_runs", 32, "Runs of each.", lower_bound=2)
@@ -97,6 +98,7 @@ def learn(task: Task, sizes: dict, config: dict, share: float) -> list:
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
         log_loss=True,
         meta_batch=FLAGS.meta_batch,
+        second_order=FLAGS.second_order,
     )
     found = []
     for seed in range(FLAGS.num_seeds):

@@ -19,7 +19,9 @@ several evaluations, which the column "evaluations" counts, down to that million
 on the ill-conditioned ones: 44 and 179 learned from gradient descent, 52 and 202 from
 BFGS, 32 and 107 BFGS itself, 28 and 128 L-BFGS; 215 and more than 400 without memory,
 135 and more than 400 momentum. On 100 dimensions, where BFGS takes 311, none of the
-learned ones gets there in 400 steps.
+learned ones gets there in 400 steps. With second derivatives, `--second_order
+--num_segments=3 --num_iterations=300` (3 minutes), learning from BFGS makes it better
+than BFGS, 23 and 88 steps; from gradient descent a meta-seed then goes astray.
 """
 
 import jax
@@ -61,7 +63,7 @@ flags.mark_flag_as_required("outdir")
 # Sizes, hyper-parameters, and the share of the outer rate.
 LEARNED = {
     "learned from gradient descent": ({"start": "gradient"}, {}, 1.0),
-    # It gets worse than it began all the same.
+    # It begins near; without second derivatives it gets worse all the same.
     "learned from BFGS": ({"start": "bfgs"}, {}, 0.1),
     "learned without memory": ({"start": "gradient"}, {"memory": False}, 1.0),
 }

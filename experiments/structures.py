@@ -1,14 +1,15 @@
 r"""The shipped optimizers on structures that they never saw, by step and by second.
 
-    python -m experiments.structures --data=mnist --data_dir=DIR
+    python -m experiments.structures --data=digits --num_runs=10
 
 Residual, highway, recurrent, attention and normalised networks (`experiments.networks`)
 are trained by each optimizer that ships and by Adam at its best rate for that very
 network and number of steps. Writes structures.md (and .csv) with final losses, test
 accuracies, milliseconds of a step, bytes of state, and the loss that each has reached
-when tuned Adam has finished, and the curves by step and by second as PNG and SVG. Cells
-are stored as by `experiments.reproduce`; steps are timed anew, in turn, one run at a
-time. Half an hour on 2 cores; --data=digits needs no files, five minutes.
+when tuned Adam has finished, and the curves of the longest runs by step and by second
+(structures.png), of the shortest by step (short.png). Cells are stored as by
+`experiments.reproduce`; steps are timed anew, in turn, one run at a time. Half an hour
+on 2 cores with digits, which need no files.
 """
 
 import functools
@@ -77,8 +78,8 @@ def timed(lab: cells.Laboratory, task_name: str, rate: float) -> dict[str, dict]
 
 def rows_of(
     lab: cells.Laboratory, structure: str, steps: list[int]
-) -> tuple[list[dict[str, Any]], list[plotting.Panel]]:
-    """The rows and the two panels, by step and by second, of one structure."""
+) -> tuple[list[dict[str, Any]], list[plotting.Panel], list[plotting.Panel]]:
+    """The rows of a structure; a panel of short runs, two of long ones (by second)."""
     task = f"{FLAGS.data}_{structure}"
     outcomes = {
         (name, n): cells.outcome(lab, paper.Cell(task, n, name))
@@ -91,7 +92,7 @@ def rows_of(
         raise RuntimeError(f"no rate of Adam ends without a diverging run on {task}")
     costs = timed(lab, task, tuned.best_rate)
     deadline = most * costs["adam"]["ms a step"]
-    rows, by_step, by_second = [], [], []
+    rows, short, by_step, by_second = [], [], [], []
     for (name, words), colour in zip(
         OPTIMIZERS.items(), plotting.COLOURS, strict=False
     ):
@@ -110,16 +111,20 @@ def rows_of(
         row["at Adam's end"] = float(curve["mean"][block])
         rows.append(row)
         style = {"color": colour}
-        line = functools.partial(
-            plotting.Line, words, y=curve["mean"], error=curve["stderr"], style=style
-        )
-        by_step.append(line(x=curve["step"]))
-        by_second.append(line(x=curve["step"] * cost["ms a step"] / 1e3))
-    label, top = "minibatch loss (nats)", 3.0
-    return rows, [
-        plotting.Panel(structure, "step", label, by_step, top),
-        plotting.Panel(structure, "seconds of one run", label, by_second, top, "xy"),
-    ]
+        for lines, drawn, unit in (
+            (short, ended[steps[0]].curve, 1.0),
+            (by_step, curve, 1.0),
+            (by_second, curve, cost["ms a step"] / 1e3),
+        ):
+            x, y, error = (drawn[key] for key in ("step", "mean", "stderr"))
+            lines.append(plotting.Line(words, x * unit, y, error, style))
+
+    def panel(x_label, lines, log="y"):
+        label = "minibatch loss (nats)"
+        return plotting.Panel(structure, x_label, label, lines, 3.0, log)
+
+    seconds = panel("seconds of one run", by_second, "xy")
+    return rows, [panel("step", short)], [panel("step", by_step), seconds]
 
 
 def page(rows: list[dict[str, Any]], steps: list[int], runs: int) -> str:
@@ -163,18 +168,20 @@ def main(argv: list[str]) -> None:
         quick=FLAGS.quick,
     )
     print(f"writing to {directory}", flush=True)
-    rows, panels = [], []
+    rows, short, long = [], [], []
     for structure in common.progress(FLAGS.structures, str):
-        of_structure, drawn = rows_of(lab, structure, steps)
+        of_structure, *drawn = rows_of(lab, structure, steps)
         print(report.table(of_structure, list(of_structure[0])), flush=True)
         rows += of_structure
-        panels += drawn
+        short += drawn[0]
+        long += drawn[1]
     directory.mkdir(parents=True, exist_ok=True)
     report.write_csv(directory / "structures.csv", rows)
     text = page(rows, steps, lab.num_runs)
     report.write(directory / "structures.md", lambda file: file.write_text(text))
-    pictures = [directory / f"structures.{kind}" for kind in ("png", "svg")]
-    report.write_panels(pictures, panels, columns=2)
+    for name, panels, columns in (("structures", long, 2), ("short", short, 3)):
+        pictures = [directory / f"{name}.{kind}" for kind in ("png", "svg")]
+        report.write_panels(pictures, panels, columns)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ much on digits, because it takes the general path.
 """
 
 import itertools
-import time
 
 import jax
 import numpy as np
@@ -25,7 +24,8 @@ import optax
 from absl import flags
 
 from experiments import common, report, task_table
-from l2l_jax import MetaTrainer, evaluator, learned_optimizer, meta_trainer, plotting
+from experiments.learning import learn
+from l2l_jax import evaluator, learned_optimizer, meta_trainer, plotting
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("tasks", ["quadratic", "digits_mlp"], "What is optimized.")
@@ -41,20 +41,6 @@ flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new
 flags.mark_flag_as_required("outdir")
 
 
-def learn(trainer: MetaTrainer, num_iterations: int, seed: int):
-    """φ, and the seconds of an iteration."""
-    init_key, key = jax.random.split(jax.random.key(seed))
-    state = trainer.init(init_key)
-    segments = FLAGS.num_steps // 20
-    for i in range(num_iterations):
-        state, _ = trainer.iterate(state, jax.random.fold_in(key, i), segments)
-        if i == 0:
-            jax.block_until_ready(state)
-            begin = time.perf_counter()
-    jax.block_until_ready(state)
-    return state.phi, (time.perf_counter() - begin) / max(num_iterations - 1, 1)
-
-
 def compare(name: str, kind: str, num_iterations: int) -> tuple[dict, list]:
     """A row of the table, and two lines of the picture."""
     task = task_table.make_task(name)
@@ -66,7 +52,8 @@ def compare(name: str, kind: str, num_iterations: int) -> tuple[dict, list]:
         evaluation = evaluator(task, optimizer.transform)
         curves, of_seeds = [], []
         for seed in range(FLAGS.num_seeds):
-            phi, of_iteration = learn(trainer, num_iterations, seed)
+            segments = FLAGS.num_steps // 20
+            phi, of_iteration = learn(trainer, seed, num_iterations, segments)
             key = jax.random.key(10_000)
             result = evaluation.evaluate(phi, key, FLAGS.num_steps, FLAGS.num_runs)
             curves.append(result.curves.mean(axis=0))

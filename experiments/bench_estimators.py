@@ -27,7 +27,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, report, task_table
+from experiments import common, report
 from l2l_jax import (
     Task,
     estimators,
@@ -258,7 +258,7 @@ def main(argv: list[str]) -> None:
     noise = bias_and_noise(FLAGS.sigma)
     print(report.table(noise, list(noise[0])))
     report.write_csv(directory / "bias_and_noise.csv", noise)
-    task = task_table.make_task(FLAGS.task, FLAGS.data_dir, FLAGS.data_source)
+    task = common.task()
     results = learned(task)
     results.sort(key=lambda row: row["horizon"])
     print(report.table(results, list(results[0])))

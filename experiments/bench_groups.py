@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, report, task_table
+from experiments import common, report
 from l2l_jax import (
     Task,
     evaluator,
@@ -98,10 +98,7 @@ def main(argv: list[str]) -> None:
     """Measures, prints and writes."""
     del argv
     directory = report.new_directory(FLAGS.outdir)
-    task, held_out = (
-        task_table.make_task(FLAGS.task, FLAGS.data_dir, FLAGS.data_source, split)
-        for split in ("train", "test")
-    )
+    task, held_out = map(common.task, ("train", "test"))
     sizes = {"hidden_sizes": tuple(map(int, FLAGS.hidden_sizes))}
     one = learned_optimizer("dm", sizes)
     several = partitioned(dict.fromkeys(GROUPS, one), labels)

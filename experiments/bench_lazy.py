@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, report, task_table, timing
+from experiments import common, report, timing
 from l2l_jax import Task, lazy_updates, load_pretrained, plotting, start_episode, unroll
 
 FLAGS = flags.FLAGS
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     """Measures, prints and writes."""
     del argv
     directory = report.new_directory(FLAGS.outdir)
-    task = task_table.make_task(FLAGS.task, FLAGS.data_dir, FLAGS.data_source)
+    task = common.task()
     keys = jax.random.split(jax.random.key(FLAGS.seed), FLAGS.num_runs)
     runs = {name: program(task, tx) for name, tx in variants(FLAGS.name).items()}
     times = timing.interleaved(

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, report, task_table
+from experiments import common, report
 from l2l_jax import (
     MetaTrainer,
     evaluator,
@@ -96,10 +96,7 @@ def main(argv: list[str]) -> None:
     """Measures, prints and writes."""
     del argv
     directory = report.new_directory(FLAGS.outdir)
-    task, held_out = (
-        task_table.make_task(FLAGS.task, FLAGS.data_dir, FLAGS.data_source, split)
-        for split in ("train", "test")
-    )
+    task, held_out = map(common.task, ("train", "test"))
     optimizer = learned_optimizer("rnnprop")
     evaluate = evaluator(held_out, optimizer.transform).evaluate
     shipped = {name: load_pretrained(name).params for name in ("rnnprop", "longrun")}

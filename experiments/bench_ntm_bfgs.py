@@ -31,8 +31,10 @@ import optax
 from absl import flags
 
 from experiments import common, report
+from experiments.learning import learn
 from l2l_jax import (
     Task,
+    estimators,
     evaluator,
     learned_optimizer,
     meta_trainer,
@@ -89,7 +91,7 @@ def ill_conditioned(num_dims: int = 20) -> Task:
     return Task((), sample, lambda key, _: jnp.zeros(num_dims), no_batches, loss)
 
 
-def learn(task: Task, sizes: dict, config: dict, share: float) -> list:
+def learn_all(task: Task, sizes: dict, config: dict, share: float) -> list:
     """φ of each meta-seed."""
     above = task._replace(loss=lambda *args: task.loss(*args) + FLOOR)
     count = FLAGS.num_iterations * FLAGS.num_segments
@@ -100,16 +102,12 @@ def learn(task: Task, sizes: dict, config: dict, share: float) -> list:
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
         log_loss=True,
         meta_batch=FLAGS.meta_batch,
-        second_order=FLAGS.second_order,
+        estimator=estimators.bptt(FLAGS.second_order),
     )
     found = []
     for seed in range(FLAGS.num_seeds):
-        init_key, key = jax.random.split(jax.random.key(seed))
-        state = trainer.init(init_key)
-        for i in range(FLAGS.num_iterations):
-            episodes = jax.random.fold_in(key, i)
-            state, _ = trainer.iterate(state, episodes, FLAGS.num_segments)
-        found.append(state.phi)
+        phi, _ = learn(trainer, seed, FLAGS.num_iterations, FLAGS.num_segments)
+        found.append(phi)
     return found
 
 
@@ -193,7 +191,8 @@ def main(argv: list[str]) -> None:
     directory = report.new_directory(FLAGS.outdir)
     tasks = {f"{n} dimensions": quadratic_task(int(n)) for n in FLAGS.dims}
     phis = {
-        name: learn(next(iter(tasks.values())), *how) for name, how in LEARNED.items()
+        name: learn_all(next(iter(tasks.values())), *how)
+        for name, how in LEARNED.items()
     }
     tasks[f"condition {FLAGS.condition:.0e}"] = ill_conditioned()
     rows, panels = [], []

@@ -16,6 +16,7 @@ import optax
 from absl import flags
 
 from experiments import common, report, task_table
+from experiments.learning import learn
 from l2l_jax import evaluator, learned_optimizer, meta_trainer, plotting, random_scaling
 
 FLAGS = flags.FLAGS
@@ -42,22 +43,15 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 FAMILY = learned_optimizer("rnnprop", {"hidden_sizes": (8,), "input_size": 8})
 
 
-def learn(variant: dict[str, Any] | None) -> list[Any]:
+def learn_under(variant: dict[str, Any] | None) -> list[Any]:
     """The weights φ of each meta-seed."""
-    task = task_table.make_task(FLAGS.task, FLAGS.data_dir, FLAGS.data_source)
+    task = common.task()
     if variant is not None:
         task = random_scaling(task, **{"bound": FLAGS.bound, **variant})
     # Ten times the paper's rate, as in quickstart: the budget is small.
     trainer = meta_trainer(task, FAMILY, optax.adam(1e-3))
-    found = []
-    for seed in range(FLAGS.num_seeds):
-        init_key, episode_key = jax.random.split(jax.random.key(seed))
-        state = trainer.init(init_key)
-        for i in range(FLAGS.num_iterations):
-            key = jax.random.fold_in(episode_key, i)
-            state, _ = trainer.iterate(state, key, num_segments=5)
-        found.append(state.phi)
-    return found
+    seeds = range(FLAGS.num_seeds)
+    return [learn(trainer, seed, FLAGS.num_iterations, 5)[0] for seed in seeds]
 
 
 def main(argv: list[str]) -> None:
@@ -78,7 +72,7 @@ def main(argv: list[str]) -> None:
         plotting.COLOURS,
         strict=False,
     ):
-        learned = learn(variant)
+        learned = learn_under(variant)
         row: dict[str, Any] = {"scaled": name}
         for test, one in tests.items():
             steps = 100 if test == FLAGS.task else FLAGS.num_steps

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, report, task_table, timing
+from experiments import common, report, timing
 from l2l_jax import evaluator, load_pretrained
 
 FLAGS = flags.FLAGS
@@ -87,7 +87,7 @@ def compare(name: str, task, key: jax.Array) -> list[dict]:
 def main(argv: list[str]) -> None:
     """Measures and writes."""
     del argv
-    task = task_table.make_task(FLAGS.task, FLAGS.data_dir, FLAGS.data_source)
+    task = common.task()
     rows = [
         row
         for name in FLAGS.names

@@ -11,6 +11,7 @@ import jax
 from absl import app, flags
 
 from experiments import task_table
+from l2l_jax import Task
 
 Item = TypeVar("Item")
 
@@ -138,6 +139,12 @@ def devices() -> list[jax.Device]:
     if (least := min(map(len, found))) < number:
         raise ValueError(f"--num_devices={number}, but there are only {least}")
     return [device for local in found for device in local[:number]]
+
+
+def task(split: str = "train") -> Task:
+    """What --task names, on that split of its data."""
+    values = flags.FLAGS
+    return task_table.make_task(values.task, values.data_dir, values.data_source, split)
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ import pathlib
 import jax
 from absl import flags
 
-from experiments import common, report, task_table
+from experiments import common, report
 from l2l_jax import evaluator, load
 from l2l_jax.baselines import BASELINES, tune
 
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     for entry in FLAGS.weights:
         name, _, path = entry.rpartition("=")
         learned[name or pathlib.Path(path).stem] = load(path)
-    task = task_table.make_task(FLAGS.task, FLAGS.data_dir, FLAGS.data_source)
+    task = common.task()
     tuning_key, key = common.keys(FLAGS.seed)
     rates = tuned_rates(task, tuning_key)
     directory = report.new_directory(FLAGS.outdir)

@@ -10,7 +10,7 @@ About five minutes on 2 cores for the base MLP, 100 steps, 20 runs; Adam's rate 
 import jax
 from absl import flags
 
-from experiments import common, report, task_table
+from experiments import common, report
 from l2l_jax import evaluator
 from l2l_jax.baselines import BASELINES, tune
 
@@ -24,7 +24,7 @@ flags.mark_flag_as_required("outdir")
 def main(argv: list[str]) -> None:
     """Tunes, prints and writes."""
     del argv
-    task = task_table.make_task(FLAGS.task, FLAGS.data_dir, FLAGS.data_source)
+    task = common.task()
     unknown = set(FLAGS.optimizers) - set(BASELINES)
     if unknown:
         raise ValueError(f"unknown optimizers {unknown}; known are {list(BASELINES)}")

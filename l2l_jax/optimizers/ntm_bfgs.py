@@ -261,6 +261,7 @@ def ntm_bfgs_transform(
         y = jnp.where(first, 0, g - state.gradient)
         scale, matrix, least = _start(state, step_size, g, s, y)
 
+        # Not in the paper: M·y is read for the controller, whatever its heads ask.
         u = read_memory(scale, matrix, y)
         basis = secant_basis(s, y, u)
         x = _inputs(g, s, y, u, state, first)
@@ -269,14 +270,21 @@ def ntm_bfgs_transform(
             averaging_cell(fused_cell, averaged_units, [None]),
         )
         (h,) = hs
+        # The paper's heads have the last of these to share, a constant; the others are
+        # ours, so that what BFGS writes is a matter of signs.
         basis = jnp.concatenate(
             [basis, jnp.broadcast_to(_size(basis[:1]), (1, g.size))]
         )
         left, right = (_heads(w, h, basis) for w in (weights.left, weights.right))
+        # In the paper M is read, then written. So the newest pair counts at once, as it
+        # does in BFGS.
         matrix = write_memory(matrix, left, right)
         own = jnp.stack([g, jnp.broadcast_to(_size(g), g.shape)])
         reads = read_memory(scale, matrix, _heads(weights.read, h, own))
+        # The paper's controller is told what was read, at the following step, and makes
+        # the step of it. Here it is told, too, but what was read is the direction.
         step = -jnp.sum(dense(weights.output, h) * reads, axis=0)
+        # Not in the paper, and without it what was learned diverged.
         step = jnp.where(jnp.vdot(g, step) < 0, step, -scale * g)
 
         state = NTMBFGSState(
@@ -331,6 +339,8 @@ def _start(state, step_size, g, s, y):
     size, sy, yy = _size(g)[0], jnp.vdot(s, y), jnp.vdot(y, y)
     first = jnp.where(size > 0, step_size / jnp.where(size > 0, size, 1), 1)
     yu = jnp.vdot(y, read_memory(state.scale, state.memory, y))
+    # Not in the paper either: a memory that is no longer positive, or has led far up,
+    # is given up.
     lost = ~(yu > 0) | (size > _LOST * state.least)
     anew = (sy > 0) & (yy > 0) & ((state.count == 1) | lost)
     scale = jnp.where(anew, sy / jnp.where(anew, yy, 1), state.scale)

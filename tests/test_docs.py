@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 CODE = {
@@ -34,6 +35,12 @@ def test_every_page_is_in_the_index():
 
 @pytest.mark.parametrize("page", [page for page, blocks in CODE.items() if blocks])
 def test_code(page, tmp_path, monkeypatch):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(64):
+            shade = 255 * (name == "dog")
+            path = tmp_path / "photos" / name / f"{i}.png"
+            Image.new("RGB", (40, 30), (shade, i, i)).save(path)
     names = run(page, tmp_path, monkeypatch)
     if page == "own_optimizer":
         assert np.isfinite(names["metrics"]["train_loss"])
@@ -41,6 +48,7 @@ def test_code(page, tmp_path, monkeypatch):
     elif page == "own_task":
         result = names["result"]
         assert result.final.mean() < 0.5 * result.curves[:, 0].mean()
+        assert names["task"].data.images.shape == (128, 32, 32, 3)
     elif page == "pictures":
         assert (tmp_path / "look.png").stat().st_size > 10_000
     elif page == "meta_training":
@@ -52,7 +60,7 @@ def test_code(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", LENGTHS)
 def test_lengths(page):
     first, last, most = LENGTHS[page]
-    (block,) = CODE[page]
+    block = CODE[page][0]
     lines = block[block.index(first) : block.rindex(last) if last else None]
     lines = [line for line in lines.splitlines() if line.strip()]
     if page == "own_optimizer":

@@ -3,6 +3,7 @@
 from l2l_jax.tasks.classification import accuracy, classification_task
 from l2l_jax.tasks.conv import CNN
 from l2l_jax.tasks.data import Dataset, load_dataset
+from l2l_jax.tasks.folder import load_images
 from l2l_jax.tasks.mlp import MLP
 from l2l_jax.tasks.quadratic import quadratic_task
 from l2l_jax.tasks.sine import SineLSTM, sine_task
@@ -15,6 +16,7 @@ __all__ = [
     "accuracy",
     "classification_task",
     "load_dataset",
+    "load_images",
     "quadratic_task",
     "sine_task",
 ]

@@ -34,7 +34,7 @@ _OPEN_TAR: dict[str, Callable[..., Any]] = {
     ".tar": open,
 }
 _DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError)
-_INSTALL = "pip install 'l2l_jax[experiments]'"
+INSTALL = "pip install 'l2l_jax[experiments]'"
 
 
 class Dataset(NamedTuple):
@@ -42,7 +42,7 @@ class Dataset(NamedTuple):
 
     Attributes:
       images: uint8 array (N, height, width, channels), from 0 to 255.
-      labels: int32 array (N,), from 0 to 9.
+      labels: int32 array (N,), from 0 on.
     """
 
     images: np.ndarray
@@ -119,7 +119,7 @@ def load_digits(split: str) -> Dataset:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise ImportError(f"digits need scikit-learn: {_INSTALL}") from error
+        raise ImportError(f"digits need scikit-learn: {INSTALL}") from error
     digits = datasets.load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     # Sorting raw bits, since NumPy pins these and not `Generator.permutation`.
@@ -240,7 +240,7 @@ def load_tfds(name: str, split: str, data_dir: str | Path | None = None) -> Data
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError(
-            f"tensorflow-datasets cannot be imported ({error}): {_INSTALL}, {instead}"
+            f"tensorflow-datasets cannot be imported ({error}): {INSTALL}, {instead}"
         ) from error
     try:
         builder = tfds.builder(name, data_dir=data_dir)

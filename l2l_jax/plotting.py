@@ -281,7 +281,9 @@ def draw(panels: Sequence[Panel | Map], columns: int | None = None) -> Figure:
         for axis in axes.flat[len(panels) :]:
             axis.remove()
         if handles:
-            beside = max(1, min(len(handles), int(width // 2.4)))
+            # Eleven letters are an inch, the line before them half of one.
+            entry = 0.6 + max(map(len, handles)) / 11
+            beside = max(1, min(len(handles), int(width / max(entry, 1.2))))
             figure.legend(
                 list(handles.values()),
                 list(handles),

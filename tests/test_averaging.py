@@ -258,7 +258,7 @@ def test_bad_arguments_are_refused_by_name(rule):
     for bad in (-1, 4, 1.0, True, "1"):
         with pytest.raises(ValueError, match=r"averaged_units .* from 0 to .* 3, got"):
             make(rule, bad)
-    with pytest.raises(ValueError, match=r"implementation must .* got 'kernel'"):
+    with pytest.raises(ValueError, match=r"implementation .*'kernel'"):
         make(rule, implementation="kernel")
     inject = optax.inject_hyperparams
     with pytest.raises(ValueError, match=r"static_args"):

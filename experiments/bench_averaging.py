@@ -30,6 +30,9 @@ from l2l_jax import evaluator, learned_optimizer, meta_trainer, plotting
 FLAGS = flags.FLAGS
 flags.DEFINE_list("tasks", ["quadratic", "digits_mlp"], "What is optimized.")
 flags.DEFINE_list("optimizers", ["rnnprop", "dm"], "What is learned.")
+flags.register_validator(
+    "optimizers", lambda names: set(names) <= {"rnnprop", "dm"}, "known are rnnprop, dm"
+)
 flags.DEFINE_list("num_iterations", ["2000", "80"], "Of meta-training, for each task.")
 flags.DEFINE_integer("units", 5, "Averaged units of each layer.", lower_bound=1)
 flags.DEFINE_integer("hidden_size", 20, "Of the two layers.", lower_bound=1)

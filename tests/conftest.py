@@ -11,7 +11,7 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-pytest.register_assert_rewrite("toy_runs")
+pytest.register_assert_rewrite("binaries", "toy_runs")
 collect_ignore = ["programs"]  # of their own, which tests start
 
 

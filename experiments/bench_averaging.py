@@ -94,10 +94,7 @@ def main(argv: list[str]) -> None:
         row, lines = compare(name, kind, num_iterations)
         rows.append(row)
         panels.append(plotting.Panel(f"{kind}, {name}", "step", "loss", lines))
-    print(report.table(rows, list(rows[0])))
-    report.write_csv(directory / "averaging.csv", rows)
-    paths = [directory / f"averaging.{suffix}" for suffix in ("png", "svg")]
-    report.write_panels(paths, panels)
+    report.write_result(directory / "averaging", rows, panels)
 
 
 if __name__ == "__main__":

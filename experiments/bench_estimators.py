@@ -261,12 +261,7 @@ def main(argv: list[str]) -> None:
     task = common.task()
     results = learned(task)
     results.sort(key=lambda row: row["horizon"])
-    print(report.table(results, list(results[0])))
-    report.write_csv(directory / "estimators.csv", results)
-    report.write_panels(
-        [directory / "estimators.png", directory / "estimators.svg"],
-        panels(noise, results),
-    )
+    report.write_result(directory / "estimators", results, panels(noise, results))
 
 
 if __name__ == "__main__":

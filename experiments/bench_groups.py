@@ -148,11 +148,10 @@ def main(argv: list[str]) -> None:
         rows.append(row(name, run.final))
         x, style = np.arange(FLAGS.num_steps), {"color": colour}
         panels[1].append(plotting.Line(name, x, *plotting.band(run.curves), style))
-    print(report.table(rows, list(rows[0])))
-    report.write_csv(directory / "groups.csv", rows)
     titles = (f"{FLAGS.task}, meta-training", "held out")
-    report.write_panels(
-        [directory / "groups.png", directory / "groups.svg"],
+    report.write_result(
+        directory / "groups",
+        rows,
         [
             plotting.Panel(title, label, "loss (nats)", lines)
             for title, label, lines in zip(

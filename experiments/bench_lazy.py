@@ -94,11 +94,10 @@ def main(argv: list[str]) -> None:
         for lines, x in zip(panels, axes, strict=True):
             line = plotting.Line(name, x, *plotting.band(losses), {"color": colour})
             lines.append(line)
-    print(report.table(rows, list(rows[0])))
-    report.write_csv(directory / "lazy.csv", rows)
     labels = ("step", "evaluations of the network", "seconds of a run")
-    report.write_panels(
-        [directory / "lazy.png", directory / "lazy.svg"],
+    report.write_result(
+        directory / "lazy",
+        rows,
         [
             plotting.Panel(FLAGS.task, label, "minibatch loss (nats)", lines)
             for label, lines in zip(labels, panels, strict=True)

@@ -176,12 +176,11 @@ def main(argv: list[str]) -> None:
             x = np.arange(losses.shape[1]) * width
             style = {"color": colour}
             lines.append(plotting.Line(name, x, *plotting.band(losses), style))
-    print(report.table(rows, list(rows[0])))
-    report.write_csv(directory / "mutual.csv", rows)
     titles = (f"{FLAGS.task}, meta-training", "held out")
     labels = ("iteration", "step")
-    report.write_panels(
-        [directory / "mutual.png", directory / "mutual.svg"],
+    report.write_result(
+        directory / "mutual",
+        rows,
         [
             plotting.Panel(title, label, "loss", lines)
             for title, label, lines in zip(titles, labels, panels, strict=True)

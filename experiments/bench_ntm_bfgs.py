@@ -211,10 +211,7 @@ def main(argv: list[str]) -> None:
             lines.append(plotting.Line(name, steps, line, None, {"color": colour}))
         top = 3 * max(float(line.y[0]) for line in lines)
         panels.append(plotting.Panel(title, "step", "loss", lines, top))
-    print(report.table(rows, list(rows[0])))
-    report.write_csv(directory / "ntm_bfgs.csv", rows)
-    paths = [directory / f"ntm_bfgs.{suffix}" for suffix in ("png", "svg")]
-    report.write_panels(paths, panels)
+    report.write_result(directory / "ntm_bfgs", rows, panels)
 
 
 if __name__ == "__main__":

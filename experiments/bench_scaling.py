@@ -93,11 +93,8 @@ def main(argv: list[str]) -> None:
         )
         rows.append(row)
         print(row, flush=True)
-    print(report.table(rows, list(rows[0])))
-    report.write_csv(directory / "scaling.csv", rows)
     panel = plotting.Panel(FLAGS.test, "step", "minibatch loss (nats)", lines)
-    pictures = [directory / f"scaling.{kind}" for kind in ("png", "svg")]
-    report.write_panels(pictures, [panel])
+    report.write_result(directory / "scaling", rows, [panel])
 
 
 if __name__ == "__main__":

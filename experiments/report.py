@@ -109,6 +109,15 @@ def write_panels(
             write(path, lambda file, options=options: figure.savefig(file, **options))
 
 
+def write_result(
+    base: pathlib.Path, rows: Sequence[Mapping[str, Any]], panels: Sequence[Panel]
+) -> None:
+    """Prints a table and writes it, and its picture: base.csv, base.png, base.svg."""
+    print(table(rows, list(rows[0])))
+    write_csv(base.with_suffix(".csv"), rows)
+    write_panels([base.with_suffix(suffix) for suffix in (".png", ".svg")], panels)
+
+
 def write_curves(
     path: pathlib.Path, curves: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:

@@ -18,7 +18,9 @@ html_title = "l2l_jax"
 
 default_role = "py:obj"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # the docstrings say shapes and dtypes
+napoleon_attr_annotations = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 myst_heading_anchors = 3

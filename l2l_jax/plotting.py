@@ -62,7 +62,7 @@ class Panel(NamedTuple):
     Attributes:
       title: above it.
       x_label: with the unit.
-      y_label: likewise; of panels in a row only the first is shown.
+      y_label: likewise; shown where it is not that of the panel to the left.
       lines: from back to front.
       top: upper end of the y axis; None: as high as the lines.
       log: which axes are logarithmic, of "x" and "y".
@@ -272,7 +272,8 @@ def draw(panels: Sequence[Panel | Map], columns: int | None = None) -> Figure:
             axis.set_title(panel.title, fontsize="medium")
             axis.set_xlabel(panel.x_label)
             axis.tick_params(labelsize=FONT_SIZE, which="both")
-            if place % columns == 0:
+            same = place % columns and panel.y_label == panels[place - 1].y_label
+            if not same:
                 axis.set_ylabel(panel.y_label)
             if isinstance(panel, Map):
                 _draw_map(axis, panel)

@@ -102,3 +102,11 @@ def test_probing_refuses_what_is_none():
     for wrong in ({"age": -1}, {"age": 1, "points": 0}, {"age": 1, "scale": 0.0}):
         with pytest.raises(ValueError, match="must be"):
             step_response(optax.sgd(0.1), **wrong)
+
+
+def test_y_labels_stand_where_they_change():
+    losses = plotting.loss_curves({"a": np.ones((2, 3))})
+    points = plotting.cost_quality({"a": (1.0, 0.3, 0.01)})
+    axes = drawn(losses, losses, points, points, losses, columns=3).axes
+    loss, final = losses.y_label, points.y_label
+    assert [axis.get_ylabel() for axis in axes] == [loss, "", final, final, loss]

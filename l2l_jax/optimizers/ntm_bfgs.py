@@ -69,8 +69,8 @@ def ntm_bfgs_init(
     Args:
       key: randomness.
       hidden_sizes: hidden units of each LSTM layer, the lowest first.
-      read_heads: R.
-      write_heads: W.
+      read_heads: vectors with which M is read, R.
+      write_heads: pairs of vectors that are written into it, W.
       start: what it is before anything is learned: "gradient", descent along the
         gradient, whose left write vectors are those of BFGS and whose right ones are 0,
         so that nothing is written, or "bfgs", BFGS with unit steps; needs W = 3.

@@ -90,7 +90,8 @@ def main(argv: list[str]) -> None:
     directory = report.new_directory(FLAGS.outdir)
     rows, panels = [], []
     budgets = zip(FLAGS.tasks, map(int, FLAGS.num_iterations), strict=True)
-    for (name, num_iterations), kind in itertools.product(budgets, FLAGS.optimizers):
+    jobs = list(itertools.product(budgets, FLAGS.optimizers))
+    for (name, num_iterations), kind in common.progress(jobs, str):
         row, lines = compare(name, kind, num_iterations)
         rows.append(row)
         panels.append(plotting.Panel(f"{kind}, {name}", "step", "loss", lines))

@@ -18,6 +18,7 @@ second order and ES, and 1.7 times it to first order (.64 with --rates=.001).
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Callable
 
@@ -185,34 +186,39 @@ def learned(task: Task) -> list[dict]:
     horizons = [int(horizon) for horizon in FLAGS.horizons]
     base = {horizon: measure(nominal, horizon, test) for horizon in horizons}
     rows = []
-    for name, estimator in all_estimators(FLAGS.sigma).items():
-        train = trainings(task, estimator)
-        for horizon in horizons:
-            best = None
-            for rate in map(float, FLAGS.rates):
-                runs = [train(horizon, rate, seed) for seed in range(FLAGS.num_seeds)]
-                score = np.mean([measure(r[0], horizon, validation)[0] for r in runs])
-                if best is None or not score >= best[0]:
-                    best = score, rate, runs
-            _, rate, runs = best
-            found = np.array([measure(r[0], horizon, test) for r in runs])
-            ratios = np.exp(found - np.array(base[horizon]))
-            stderr = ratios.std(axis=0, ddof=1) / len(ratios) ** 0.5
-            rows.append(
-                {
-                    "horizon": horizon,
-                    "estimator": name,
-                    "rate": rate,
-                    "meta_loss_ratio": float(ratios[:, 0].mean()),
-                    "meta_loss_stderr": float(stderr[0]),
-                    "final_ratio": float(ratios[:, 1].mean()),
-                    "final_stderr": float(stderr[1]),
-                    "final_loss": float(np.exp(found[:, 1]).mean()),
-                    "skipped": sum(r[1] for r in runs),
-                    "seconds": float(np.mean([r[2] for r in runs])),
-                }
-            )
-            print(report.table([rows[-1]], list(rows[-1])).splitlines()[-1], flush=True)
+    trained_by = {
+        name: trainings(task, estimator)
+        for name, estimator in all_estimators(FLAGS.sigma).items()
+    }
+    jobs = list(itertools.product(trained_by, horizons))
+    for name, horizon in common.progress(jobs, lambda job: f"{job[0]}, {job[1]} steps"):
+        best = None
+        for rate in map(float, FLAGS.rates):
+            runs = [
+                trained_by[name](horizon, rate, seed) for seed in range(FLAGS.num_seeds)
+            ]
+            score = np.mean([measure(r[0], horizon, validation)[0] for r in runs])
+            if best is None or not score >= best[0]:
+                best = score, rate, runs
+        _, rate, runs = best
+        found = np.array([measure(r[0], horizon, test) for r in runs])
+        ratios = np.exp(found - np.array(base[horizon]))
+        stderr = ratios.std(axis=0, ddof=1) / len(ratios) ** 0.5
+        rows.append(
+            {
+                "horizon": horizon,
+                "estimator": name,
+                "rate": rate,
+                "meta_loss_ratio": float(ratios[:, 0].mean()),
+                "meta_loss_stderr": float(stderr[0]),
+                "final_ratio": float(ratios[:, 1].mean()),
+                "final_stderr": float(stderr[1]),
+                "final_loss": float(np.exp(found[:, 1]).mean()),
+                "skipped": sum(r[1] for r in runs),
+                "seconds": float(np.mean([r[2] for r in runs])),
+            }
+        )
+        print(report.table([rows[-1]], list(rows[-1])).splitlines()[-1], flush=True)
     return rows
 
 

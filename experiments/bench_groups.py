@@ -71,7 +71,8 @@ def learn(task: Task, optimizer, starts) -> tuple[list, np.ndarray, float]:
     for seed, phi in enumerate(starts):
         key = jax.random.key(seed)
         state = trainer.init(key)._replace(phi=phi)
-        for i in range(FLAGS.num_iterations):
+        iterations = range(FLAGS.num_iterations)
+        for i in common.progress(iterations, lambda _, seed=seed: f"seed {seed}"):
             begin = time.perf_counter()
             state, metrics = trainer.iterate(
                 state, jax.random.fold_in(key, i), FLAGS.num_steps // 20

@@ -74,7 +74,11 @@ def main(argv: list[str]) -> None:
         {n: functools.partial(run, task.data, keys[0]) for n, run in runs.items()}, 3
     )
     rows, panels = [], ([], [], [])
-    for (name, run), colour in zip(runs.items(), plotting.COLOURS, strict=False):
+    for (name, run), colour in zip(
+        common.progress(runs.items(), lambda item: item[0]),
+        plotting.COLOURS,
+        strict=False,
+    ):
         losses, asked = map(
             np.stack, zip(*(run(task.data, k) for k in keys), strict=True)
         )

@@ -6,13 +6,14 @@ own account of the program. "peak" and "program" are multiples of state and grad
 without which nothing goes; "program" is what XLA plans, "peak" the whole process with
 Python and the compiler in it. Sizes above --largest are compiled and not run.
 
-    python -m experiments.bench_memory --out=memory.json
+    python -m experiments.bench_memory --outdir=runs/memory
 
 About four minutes on 2 cores, and 4 GB of memory; needs no data. To expect: "peak"
 below 1.3, "program" below 1.05, no exchanges between devices.
 """
 
 import concurrent.futures
+import itertools
 import multiprocessing
 import re
 
@@ -29,7 +30,7 @@ flags.DEFINE_list(
     "sizes", ["10000000", "100000000"], "Numbers of parameters; multiples of 8,000."
 )
 flags.DEFINE_integer("largest", 10_000_000, "Most parameters that are allocated.")
-flags.DEFINE_string("out", None, "JSON file to write; default: only print.")
+timing.define_outdir()
 
 COLUMNS = 1000
 EXCHANGES = r"all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
@@ -94,14 +95,13 @@ def apart(*args) -> dict:
 def main(argv: list[str]) -> None:
     """Measures and reports."""
     del argv
-    result = {
-        size: {
-            name: apart(devices, int(size), int(size) <= FLAGS.largest)
-            for name, devices in LAYOUTS.items()
-        }
-        for size in FLAGS.sizes
-    }
-    timing.write(FLAGS.out, {"sizes": result, "machine": timing.machine()})
+    path = timing.result_file("memory.json")
+    result: dict[str, dict] = {size: {} for size in FLAGS.sizes}
+    jobs = list(itertools.product(FLAGS.sizes, LAYOUTS))
+    for size, name in common.progress(jobs, " parameters, ".join):
+        run = int(size) <= FLAGS.largest
+        result[size][name] = apart(LAYOUTS[name], int(size), run)
+    timing.write(path, {"sizes": result, "machine": timing.machine()})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ An iteration is 100 steps of the base MLP with the convex part, 15,930 coordinat
 float32, 5 updates of φ. The floor is the bare matrix products of the LSTM layers
 (forward, dW, dX) and one evaluation of the gates' functions, both at the real shapes.
 
-    python -m experiments.bench_meta_training --num_devices=2 --out=bench.json
+    python -m experiments.bench_meta_training --num_devices=2 --outdir=runs/bench
 
 About two minutes on 2 cores; needs no data.
 """
@@ -34,7 +34,7 @@ flags.DEFINE_integer(
 common.define_devices()
 flags.DEFINE_integer("meta_batch", 1, "Episodes at once.", lower_bound=1)
 flags.DEFINE_integer("repeats", 7, "Counted calls of each program.", lower_bound=1)
-flags.DEFINE_string("out", None, "JSON file to write; default: only print.")
+timing.define_outdir()
 
 STEPS, SEGMENT = 100, 20
 
@@ -57,6 +57,7 @@ def main(argv: list[str]) -> None:
     """Measures and reports."""
     del argv
     devices = common.devices()
+    path = timing.result_file("meta_training.json")
     sizes = [int(size) for size in FLAGS.hidden_sizes]
     task, coordinates = base_mlp()
     coordinates *= FLAGS.meta_batch
@@ -97,7 +98,7 @@ def main(argv: list[str]) -> None:
     median = {name: row["median_s"] for name, row in times.items()}
     least = median["products"] + median["gates"]
     timing.write(
-        FLAGS.out,
+        path,
         {
             "optimizer": FLAGS.optimizer,
             "sizes": arguments,

@@ -143,7 +143,11 @@ def main(argv: list[str]) -> None:
 
     tuning_key, key = common.keys(0)
     rows, panels = [], ([], [])
-    for (name, way), colour in zip(ways.items(), plotting.COLOURS, strict=False):
+    for (name, way), colour in zip(
+        common.progress(ways.items(), lambda item: item[0]),
+        plotting.COLOURS,
+        strict=False,
+    ):
         tried = {}
         for rate in way.rates if len(way.rates) > 1 else ():
             tried[rate] = test(learn(way, rate, TUNING)[1], tuning_key)[0]

@@ -192,7 +192,7 @@ def main(argv: list[str]) -> None:
     tasks = {f"{n} dimensions": quadratic_task(int(n)) for n in FLAGS.dims}
     phis = {
         name: learn_all(next(iter(tasks.values())), *how)
-        for name, how in LEARNED.items()
+        for name, how in common.progress(LEARNED.items(), lambda item: item[0])
     }
     tasks[f"condition {FLAGS.condition:.0e}"] = ill_conditioned()
     rows, panels = [], []

@@ -21,7 +21,7 @@ flags.DEFINE_integer("num_steps", 10_000, "Steps of each run.", lower_bound=1)
 flags.DEFINE_integer("num_runs", 3, "Paired runs.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Of all randomness.")
 flags.DEFINE_list("names", ["rnnprop", "dm"], "Optimizers that ship.")
-flags.DEFINE_string("out", None, "JSON file to write.")
+timing.define_outdir()
 
 VARIANTS = {
     "float32": {},
@@ -55,7 +55,8 @@ def compare(name: str, task, key: jax.Array) -> list[dict]:
         0.0, key, 1, FLAGS.num_runs
     )
     rows, reference = [], None
-    for variant, options in VARIANTS.items():
+    for variant in common.progress(VARIANTS, lambda variant: f"{name}, {variant}"):
+        options = VARIANTS[variant]
 
         def transform(phi, options=options):
             return learned._replace(params=phi).transform(**options)
@@ -87,6 +88,7 @@ def compare(name: str, task, key: jax.Array) -> list[dict]:
 def main(argv: list[str]) -> None:
     """Measures and writes."""
     del argv
+    path = timing.result_file("state_dtype.json")
     task = common.task()
     rows = [
         row
@@ -95,7 +97,7 @@ def main(argv: list[str]) -> None:
     ]
     print(report.table(rows, list(rows[0])))
     result = {"task": FLAGS.task, "num_steps": FLAGS.num_steps, "rows": rows}
-    timing.write(FLAGS.out, result | timing.machine())
+    timing.write(path, result | timing.machine())
 
 
 if __name__ == "__main__":

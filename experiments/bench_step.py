@@ -5,11 +5,13 @@ the gates' functions, in pieces of at most 16,384 coordinates (a million on GPUs
 time to read and write the state once stands beside it; the largest of the three is the
 roofline, what a single kernel can come near to. On GPUs the kernel is timed as well.
 
-    python -m experiments.bench_step --sizes=15910,1000000,10000000 --out=bench.json
+    python -m experiments.bench_step --sizes=15910,1000000,10000000 --outdir=runs/step
 
 About three minutes on 2 cores, and 8 GB of memory for ten million parameters; needs no
 data.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,7 @@ from l2l_jax import (
 FLAGS = flags.FLAGS
 flags.DEFINE_list("sizes", ["15910", "1000000", "10000000"], "Numbers of parameters.")
 flags.DEFINE_integer("repeats", 7, "Counted calls of each program.", lower_bound=1)
-flags.DEFINE_string("out", None, "JSON file to write; default: only print.")
+timing.define_outdir()
 
 
 FEWEST = 200_000  # coordinates that are timed at once
@@ -140,12 +142,14 @@ def _repeated(calls, step, argument, state):
 def main(argv: list[str]) -> None:
     """Measures and reports."""
     del argv
-    result = {
-        size: {name: measure(*row, int(size)) for name, row in optimizers().items()}
-        for size in FLAGS.sizes
-    }
+    path = timing.result_file("step.json")
+    result: dict[str, dict] = {size: {} for size in FLAGS.sizes}
+    found = optimizers()
+    jobs = list(itertools.product(FLAGS.sizes, found))
+    for size, name in common.progress(jobs, " parameters, ".join):
+        result[size][name] = measure(*found[name], int(size))
     timing.write(
-        FLAGS.out,
+        path,
         {
             "sizes": result,
             "peak_bytes": timing.peak_bytes(),

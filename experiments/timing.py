@@ -11,6 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from absl import flags
+
+from experiments import common, report
 
 
 def compile_seconds(function: Callable, *args: Any) -> tuple[Any, float]:
@@ -33,7 +36,7 @@ def interleaved(
       Median, minimum and maximum seconds of each.
     """
     seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for repeat in range(repeats + 1):
+    for repeat in common.progress(range(repeats + 1), lambda _: "timing in turn"):
         for name, program in programs.items():
             begin = time.perf_counter()
             jax.block_until_ready(program())
@@ -79,9 +82,23 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(path: str | None, result: dict[str, Any]) -> None:
-    """Prints the result as JSON, and writes it to `path` if one is given."""
-    text = json.dumps(result, indent=1)
-    print(text)
+def define_outdir() -> None:
+    """Defines --outdir."""
+    flags.DEFINE_string(
+        "outdir",
+        None,
+        "Directory of the result, JSON; made, must be new; default: only print.",
+    )
+
+
+def result_file(name: str) -> pathlib.Path | None:
+    """`name` in --outdir, which is made; to be called before anything is measured."""
+    path = flags.FLAGS.outdir
+    return report.new_directory(path) / name if path else None
+
+
+def write(path: pathlib.Path | None, result: dict[str, Any]) -> None:
+    """Prints the result as JSON, and writes it to `path` if there is one."""
+    print(json.dumps(result, indent=1))
     if path:
-        pathlib.Path(path).write_text(text + "\n")
+        report.write_json(path, result)

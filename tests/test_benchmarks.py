@@ -14,8 +14,9 @@ from experiments.networks import STRUCTURES
 
 def measured(out, name, *flags):
     """Benchmarks' numbers are for people; here only that they are there."""
-    binary(name, *flags, f"--out={out / 'bench.json'}")
-    return json.loads((out / "bench.json").read_text())
+    directory = out / name
+    binary(name, *flags, f"--outdir={directory}")
+    return json.loads(next(directory.glob("*.json")).read_text())
 
 
 @pytest.mark.soak

@@ -199,6 +199,9 @@ class Log:
             for name, number in row.items()
             if name != "iteration"
         ]
+        if row["seconds"] > 0:
+            speed = {"tag": "iterations_per_second", "simple_value": 1 / row["seconds"]}
+            values.append(self._summary.Value(**speed))
         self._add_event(step=int(row["iteration"]), summary=self._summary(value=values))
 
     def _add_event(self, **fields: Any) -> None:

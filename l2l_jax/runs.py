@@ -6,7 +6,7 @@ A run advances a state, iteration by iteration, by a deterministic function
     config.json      all that is needed to repeat it: the caller's configuration,
                      versions, device, and what changed when it was resumed
     log.csv          one row per iteration: iteration, the metrics, seconds
-    tensorboard/     the same numbers
+    tensorboard/     the same numbers, and iterations a second
     checkpoints/     see `l2l_jax.checkpoint`
     weights/         00001000.npz and so on, written by the caller's `export`
     validation.csv   one row per weights file, if the caller scores them

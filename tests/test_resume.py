@@ -230,7 +230,7 @@ def export_much(state, path, iteration):
 @pytest.mark.parametrize(
     ("limit", "options", "name"),
     [
-        (2_000, {}, "log.csv"),
+        (1_500, {}, "log.csv"),
         (5_000, {}, "events.out.tfevents"),  # it is buffered, so later
         (50_000, {"export": export_much}, "00000015.tmp.npz"),
     ],

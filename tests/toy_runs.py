@@ -61,6 +61,8 @@ def contents(directory):
     events = read_events(directory)
     for iteration, seconds in enumerate(log.pop("seconds")):
         assert events[iteration].pop("seconds") == np.float32(seconds)
+        speed = events[iteration].pop("iterations_per_second")
+        assert speed == np.float32(1 / seconds)
     config = json.loads((directory / "config.json").read_text())
     files = [*directory.glob("weights/*"), directory / "validation.csv"]
     return {

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cells, paper
+from experiments import cells, paper, task_table
 from l2l_jax import plotting
 
 
@@ -61,6 +61,7 @@ def panels(
     """What `report.write_panels` draws of a figure."""
     names = labels(rows, evidence.picture == "curves")
     style = styles(list(names))
+    tasks = [row["task"] for row in rows]
     firsts = [
         one.result.curve["mean"][0]
         for one in outcomes
@@ -69,8 +70,7 @@ def panels(
     # No line begins higher; one that ends there has diverged.
     top = 1.5 * max(firsts) if firsts else None
     entries = list(zip(rows, outcomes, strict=True))
-    squared = all(row["task"].startswith("sine") for row in rows)
-    loss = "loss (squared error)" if squared else "loss (nats)"
+    loss = f"loss ({' or '.join(dict.fromkeys(task_table.unit(t) for t in tasks))})"
 
     def line(column, x, y, error=None, **more):
         # None, in a mean, is a number that is not finite.

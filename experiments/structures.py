@@ -40,6 +40,7 @@ flags.DEFINE_string("cells", None, "Of computed cells; default: OUTDIR/cells.")
 
 OPTIMIZERS = {"adam": "Adam, tuned"} | horizons.OURS | paper.LEARNED
 TIMED = 20  # steps in one timed call
+TOP = 3.0  # of the pictures; above what they begin with
 
 
 def timed(lab: cells.Laboratory, task_name: str, rate: float) -> dict[str, dict]:
@@ -121,10 +122,25 @@ def rows_of(
 
     def panel(x_label, lines, log="y"):
         label = "minibatch loss (nats)"
-        return plotting.Panel(structure, x_label, label, lines, 3.0, log)
+        return plotting.Panel(structure, x_label, label, lines, TOP, log)
 
     seconds = panel("seconds of one run", by_second, "xy")
     return rows, [panel("step", short)], [panel("step", by_step), seconds]
+
+
+def costs(rows: list[dict[str, Any]], steps: int) -> list[plotting.Panel]:
+    """For each structure, what a step costs and the loss that so many reach."""
+    found = []
+    for structure in dict.fromkeys(row["network"] for row in rows):
+        keys = ("ms a step", f"loss, {steps:,}", f"stderr, {steps:,}")
+        points = {
+            row["optimizer"]: tuple(float(row[key] or np.nan) for key in keys)
+            for row in rows
+            if row["network"] == structure
+        }
+        panel = plotting.cost_quality(points, title=structure)
+        found.append(panel._replace(top=TOP))  # beyond it, a run was lost
+    return found
 
 
 def page(rows: list[dict[str, Any]], steps: list[int], runs: int) -> str:
@@ -145,6 +161,10 @@ was reached when Adam had ended its {steps[-1]:,} steps. Adam has its best rate 
 grid 2^(-k/2) for each row; the others have what they ship with.
 
 {report.table(shown, list(shown[0]))}
+
+![Final loss against time of a step](cost.png)
+
+After {steps[-1]:,} steps; who is not there has diverged.
 """
 
 
@@ -179,7 +199,9 @@ def main(argv: list[str]) -> None:
     report.write_csv(directory / "structures.csv", rows)
     text = page(rows, steps, lab.num_runs)
     report.write(directory / "structures.md", lambda file: file.write_text(text))
-    for name, panels, columns in (("structures", long, 2), ("short", short, 3)):
+    cost = costs(rows, steps[-1])
+    drawings = {"structures": (long, 2), "short": (short, 3), "cost": (cost, 3)}
+    for name, (panels, columns) in drawings.items():
         pictures = [directory / f"{name}.{kind}" for kind in ("png", "svg")]
         report.write_panels(pictures, panels, columns)
 

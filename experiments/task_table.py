@@ -78,6 +78,16 @@ def make_module(name: str) -> nn.Module | None:
     return None if name in FUNCTIONS else NETWORKS[name.split("_", 1)[1]]()
 
 
+def unit(name: str) -> str:
+    """Of the loss of the task of that name.
+
+    Example:
+      >>> unit("sine_lstm"), unit("digits_mlp")
+      ('squared error', 'nats')
+    """
+    return "squared error" if name in FUNCTIONS else "nats"
+
+
 def listing() -> str:
     """All names, those of the paper's tests with their steps."""
     tests = [f"  --task={name} --num_steps={steps}" for name, steps in PAPER_TESTS]

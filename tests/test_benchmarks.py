@@ -87,7 +87,9 @@ def test_structures(tmp_path):
         reached = float(rows[title]["at Adam's end"])
         assert (abs(reached - last) < 1e-5) == (name == "adam")
     assert float(adam["loss, 20"]) < float(adam["loss, 5"])
-    assert "structures.png" in (directory / "structures.md").read_text()
+    for picture in ("structures.png", "cost.png"):
+        assert picture in (directory / "structures.md").read_text()
+        assert (directory / picture).stat().st_size > 1000
     error = binary("structures", "--structures=tree", fails=True)
     assert "unknown tree; known are residual" in error
 

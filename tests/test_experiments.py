@@ -223,6 +223,7 @@ def test_tune_and_evaluate(trained, tmp_path):
     binary("tune_baselines", *shared, "--optimizers=adam", f"--outdir={tuned}")
     rate = json.loads((tuned / "tuned.json").read_text())["optimizers"]["adam"]["rate"]
     assert 0.01 < rate < 1
+    assert (tuned / "tuned.png").stat().st_size > 1000
     weights = trained[0] / "weights" / "00000002.npz"
     text = binary(
         "evaluate",
@@ -299,11 +300,13 @@ def test_help_has_the_flags_that_binaries_share():
 
 
 def test_quick_gives_way_to_flags(tmp_path):
-    flags = ["--task=quadratic", "--optimizers=sgd", "--quick"]
+    flags = ["--task=quadratic", "--optimizers=sgd", "--num_steps=100", "--quick"]
     text = binary("tune_baselines", *flags, f"--outdir={tmp_path / 'out'}")
     tuned = json.loads((tmp_path / "out" / "tuned.json").read_text())
     assert list(tuned["optimizers"]) == ["sgd"]
-    assert (tuned["num_steps"], tuned["num_runs"]) == (20, 2)
+    assert (tuned["num_steps"], tuned["num_runs"]) == (100, 2)
+    assert tuned["optimizers"]["sgd"]["rate"] is None
+    assert "sgd has no rate without a diverging run" in text
     assert f"writing to {tmp_path / 'out'}" in text
 
 

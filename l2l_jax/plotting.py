@@ -149,7 +149,8 @@ def rate_sensitivity(
 
     Args:
       tunings: of `l2l_jax.baselines.tune`, one an optimizer. A rate that loses a run is
-        left out, because a mean of those that are left says nothing of it.
+        left out, because a mean of those that are left says nothing of it; the legend
+        names who has no other.
       untuned: evaluations of optimizers without a rate to tune.
       title: of the panel.
       unit: of the loss.
@@ -177,7 +178,8 @@ def rate_sensitivity(
         )
         style = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "markersize": 3.0}
         style["linestyle"] = "--"
-        lines.append(Line(tuning.name, rate, mean, error, style))
+        name = tuning.name if rows else f"{tuning.name} (diverged)"
+        lines.append(Line(name, rate, mean, error, style))
     return Panel(title, "learning rate", f"final loss ({unit})", lines, log="xy")
 
 
@@ -309,10 +311,15 @@ def _draw_lines(axis: Axes, panel: Panel) -> dict[str, Any]:
         else:
             low, high = line.y - line.error, line.y + line.error
             axis.fill_between(line.x, low, high, color=colour, alpha=0.2, linewidth=0)
-    if "x" in panel.log:
+    # A logarithmic axis without a positive number cannot be drawn.
+    positive = {
+        "x": any(np.any(np.asarray(line.x) > 0) for line in panel.lines),
+        "y": any(np.any(np.asarray(line.y) > 0) for line in panel.lines),
+    }
+    if "x" in panel.log and positive["x"]:
         axis.set_xscale("log")
         _plain_ticks(axis.xaxis)
-    if "y" in panel.log:
+    if "y" in panel.log and positive["y"]:
         axis.set_yscale("log")
         _plain_ticks(axis.yaxis)
     else:

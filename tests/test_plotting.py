@@ -53,6 +53,10 @@ def test_rates_that_lose_runs_are_left_out():
     np.testing.assert_array_equal(line.error, [0.1, 0])
     (axis,) = drawn(panel).axes
     assert axis.get_xscale() == axis.get_yscale() == "log"
+    lost = Tuning("sgd", None, True, table[2:])
+    panel = plotting.rate_sensitivity([lost])
+    assert [line.label for line in panel.lines] == ["sgd (diverged)"]
+    drawn(panel)
 
 
 def test_a_point_an_optimizer():

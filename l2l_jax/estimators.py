@@ -5,13 +5,15 @@ a part in the losses of all segments k >= j, and the meta-gradient of the whole 
 at one φ throughout, is Σ_k ∂L_k/∂φ through all of them. After each segment an estimator
 gives one term of that sum:
 
-| | of the term, segments before k | noise | derivatives |
-| --- | --- | --- | --- |
-| `bptt` | are left out | none | of the optimizee and the optimizer |
-| `evolution` | are left out | constant | none |
-| `persistent_evolution` | count | grows with k | none |
-| `single_perturbation` | count | constant | none |
-| `score_function` | count | constant | none |
+======================  ==================  ============  =============
+estimator               segments before k   noise         derivatives
+======================  ==================  ============  =============
+`bptt`                  are left out        none          of optimizee and optimizer
+`evolution`             are left out        constant      none
+`persistent_evolution`  count               grows with k  none
+`single_perturbation`   count               constant      none
+`score_function`        count               constant      none
+======================  ==================  ============  =============
 
 Those without derivatives look at weights a distance σ around φ, at a smoothed L, so
 that nothing explodes however long the segment; their noise is averaged away by many

@@ -305,7 +305,7 @@ def meta_step(
     Args:
       outer: any optax transformation.
       state: before the update; its `step` counts episodes and stays.
-      loss: L.
+      loss: the meta-loss L.
       gradient: ∂L/∂φ.
 
     Returns:

@@ -81,7 +81,8 @@ class Map(NamedTuple):
 
     Attributes:
       title: above it.
-      x_label, y_label: with units.
+      x_label: with the unit.
+      y_label: likewise.
       x: float (N,), the middles of the cells, evenly spaced.
       y: float (M,), likewise.
       values: float (M, N).

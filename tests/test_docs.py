@@ -45,6 +45,10 @@ def test_code(page, tmp_path, monkeypatch):
     if page == "own_optimizer":
         assert np.isfinite(names["metrics"]["train_loss"])
         assert np.any(names["state"].phi.output != 0)
+        assert np.isfinite(names["result"].final).all()
+        np.testing.assert_array_equal(names["phi"].hidden, names["state"].phi.hidden)
+    elif page == "training_loop":
+        assert np.all(names["params"]["w"] < 1)
     elif page == "own_task":
         result = names["result"]
         assert result.final.mean() < 0.5 * result.curves[:, 0].mean()

@@ -29,7 +29,8 @@ def test_it_shows_code_and_commands():
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_code(block):
+def test_code(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     block = block.replace("range(10)", "range(2)")  # compiling takes long enough
     with jax.numpy_rank_promotion("allow"):  # a reader has no such setting
@@ -43,6 +44,7 @@ def test_code(block):
     if "trainer" in names:
         assert names["state"].step == 2
         assert np.isfinite(names["metrics"]["train_loss"])
+        assert (tmp_path / "mine.npz").exists()
 
 
 @pytest.mark.parametrize(("name", "flags"), COMMANDS)

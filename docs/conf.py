@@ -31,6 +31,13 @@ def _skip_fields(app, what, name, obj, skip, options):
     return skip or type(obj).__name__ == "_tuplegetter"
 
 
+def _own_fields(app, what, name, obj, options, signature, annotation):
+    """Without those that Flax gives every module."""
+    own, flax, _ = (signature or "").partition(", parent=<")
+    return (f"{own})", annotation) if flax else None
+
+
 def setup(app):
     """Called by Sphinx."""
     app.connect("autodoc-skip-member", _skip_fields)
+    app.connect("autodoc-process-signature", _own_fields)

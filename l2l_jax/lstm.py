@@ -1,7 +1,7 @@
 """The network of one coordinate: dense layers and LSTM cells, sizes from shapes.
 
 The shapes in the docstrings are those of a single coordinate. Any axes of coordinates
-may follow them, in all arrays but the weights: (H, *S) for (H,).
+may follow them, in all arrays but the weights: `(H, *S)` for (H,).
 """
 
 import math

@@ -18,7 +18,7 @@ def log_and_sign(
         ( log|g| / p, sgn(g) )   if |g| >= e^-p
         ( -1,         e^p·g )    otherwise
 
-    They are the same function; only the rounding at the border |g| = e^-p differs.
+    They are the same function; only the rounding at the border `|g| = e^-p` differs.
 
     Args:
       g: gradient, any shape, floating. Zeros are allowed: they give (-1, 0), and the

@@ -22,14 +22,10 @@ progress bar) and a POSIX system.
 """
 
 import contextlib
-import datetime
-import importlib.metadata
 import json
-import platform
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +37,7 @@ import numpy as np
 from l2l_jax import checkpoint, processes
 from l2l_jax.files import naming, sync, write_text
 from l2l_jax.records import Log, lock, read_log
+from l2l_jax.run_config import changes_of, describe, read_config
 from l2l_jax.selection import (
     moving_average,
     read_scores,
@@ -59,8 +56,6 @@ _NAMES = (
     "weights",
     "validation.csv",
 )
-_CONFIG_KEYS = {"config", "num_iterations", "environment", "started", "resumed"}
-_PACKAGES = ("l2l_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 __all__ = [
     "Interrupted",
@@ -199,7 +194,7 @@ def run(
 
     directory = Path(directory)
     state = jax.tree.map(_strongly_typed, state)
-    described = _describe(config, num_iterations)
+    described = describe(config, num_iterations)
     text = json.dumps([described["config"], num_iterations])
     processes.check_same("the configuration", np.frombuffer(text.encode(), np.uint8))
     if not processes.is_first():
@@ -208,7 +203,7 @@ def run(
     if resume:
         old = read_config(directory)
         described |= {"started": old["started"], "resumed": old["resumed"]}
-        changes = _changes(directory, old, described, may_change)
+        changes = changes_of(directory, old, described, may_change)
     directory.mkdir(parents=True, exist_ok=True)
 
     with lock(directory):
@@ -319,40 +314,6 @@ def _interrupted(signum: int, done: int, of: int, where: str) -> Interrupted:
     )
 
 
-def read_config(directory: str | Path) -> dict[str, Any]:
-    """Reads config.json.
-
-    Args:
-      directory: the directory of the run.
-
-    Returns:
-      A dictionary with `config` (as given to `run`), `num_iterations`, `environment`
-      (versions and device), `started` (UTC, ISO 8601) and `resumed`: a list, in order,
-      of the resumptions that changed something, each with the `iteration` and what
-      `changed` as `{name: [old, new]}`. The first three are the newest ones.
-
-    Raises:
-      FileNotFoundError: if the directory holds no run.
-      ValueError: if the file is not JSON.
-
-    Example:
-      >>> read_config("no_such_run")
-      Traceback (most recent call last):
-      ...
-      FileNotFoundError: no_such_run holds no run (no config.json)
-    """
-    path = Path(directory) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{directory} holds no run (no config.json)")
-    try:
-        described = json.loads(path.read_text())
-        if missing := _CONFIG_KEYS - described.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    except (AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no description of a run: {error}") from error
-    return described
-
-
 @contextlib.contextmanager
 def progress_bar(
     metric: str = "train_loss", **options: Any
@@ -421,86 +382,6 @@ def _signals() -> Iterator[list[int]]:
         yield caught
     finally:
         give_back()
-
-
-# The configuration.
-
-
-def _describe(config: Mapping[str, Any], num_iterations: int) -> dict[str, Any]:
-    """What config.json of a new run holds."""
-    if config.get("num_iterations", num_iterations) != num_iterations:
-        raise ValueError(
-            f"config says num_iterations={config['num_iterations']}, the argument is "
-            f"{num_iterations}; they must agree"
-        )
-    try:
-        config = json.loads(json.dumps(dict(config), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"config cannot be written as JSON: {error}") from error
-
-    def version(package: str) -> str | None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return None  # l2l_jax used from its sources, without installation
-
-    return {
-        "config": config,
-        "num_iterations": num_iterations,
-        "environment": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in _PACKAGES},
-            "machine": platform.machine(),
-            "backend": jax.default_backend(),
-            "device_kind": jax.devices()[0].device_kind,
-            "x64": jax.dtypes.canonicalize_dtype(float) == np.float64,
-            **({"processes": jax.process_count()} if jax.process_count() > 1 else {}),
-        },
-        "started": datetime.datetime.now(datetime.UTC).isoformat(),
-        "resumed": [],
-    }
-
-
-def _changes(
-    directory: Path,
-    old: dict[str, Any],
-    new: dict[str, Any],
-    may_change: Collection[str],
-) -> dict[str, list[Any]]:
-    """What differs, as {name: [old, new]}; raises if it must not."""
-
-    def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
-        return {
-            name: [old.get(name, "absent"), new.get(name, "absent")]
-            for name in old | new
-            if old.get(name, "absent") != new.get(name, "absent")
-        }
-
-    def words(changes: dict[str, list[Any]]) -> str:
-        return "; ".join(f"{k}: was {a!r}, is {b!r}" for k, (a, b) in changes.items())
-
-    changes = differences(old["config"], new["config"])
-    changes.pop("num_iterations", None)
-    wrong = {name: change for name, change in changes.items() if name not in may_change}
-    before, now = old["num_iterations"], new["num_iterations"]
-    if now != before:
-        changes["num_iterations"] = [before, now]
-    if now < before:
-        wrong["num_iterations (may only grow)"] = [before, now]
-    path = directory / "config.json"
-    if wrong:
-        raise ValueError(
-            f"cannot resume with another configuration than that of {path}: "
-            f"{words(wrong)}"
-        )
-    environment = differences(old["environment"], new["environment"])
-    if environment:
-        warnings.warn(
-            f"resuming on another machine or with other versions than those of {path}: "
-            f"{words(environment)}. Results may differ in the last digits",
-            stacklevel=3,
-        )
-    return changes | environment
 
 
 # The state and the metrics.

@@ -39,7 +39,7 @@ FLOORS = [
     {"estimators"},
     {"trainer"},
     {"evaluate"},
-    {"baselines", "records", "checkpoint"},
+    {"baselines", "records", "checkpoint", "run_config"},
     {"selection", "plotting"},
     {"runs"},
     {""},

@@ -22,7 +22,7 @@ from l2l_jax.tasks import (
     classification_task,
     sine_task,
 )
-from l2l_jax.tasks.conv import shifted_convolution
+from l2l_jax.tasks.conv import canonical_convolution, shifted_convolution
 from l2l_jax.tasks.sine import sine_waves
 
 KEY = jax.random.key(0)
@@ -190,23 +190,45 @@ def test_loss_is_the_mean_cross_entropy(activation):
     np.testing.assert_array_equal(whole[3:], indices)
 
 
-def test_shifted_convolutions_are_those_of_xla():
+@pytest.mark.parametrize("convolution", ["shifted", "canonical"])
+def test_convolutions_are_those_of_xla(convolution):
     """Pooling divides the height and leaves a column."""
-    shifted, xla = (
+    ours, xla = (
         classification_task(
             CNN("c-c-p-f", channels=(3,), convolution=convolution),
             data((8, 7, 2)),
             batch_size=4,
         )
-        for convolution in ("shifted", "xla")
+        for convolution in (convolution, "xla")
     )
-    params = random_start(shifted)
+    params = random_start(ours)
     found, expected = (
         jax.jit(jax.value_and_grad(task.loss))(params, task.data, (), jnp.arange(4))
-        for task in (shifted, xla)
+        for task in (ours, xla)
     )
     for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_canonical_convolutions_have_derivatives_again_and_map():
+    x = jax.random.normal(KEY, (2, 3, 5, 4, 2))
+    kernels = jax.random.normal(jax.random.key(1), (2, 3, 3, 2, 3))
+
+    def results(convolve):
+        def f(x, kernel):
+            return jnp.sum(jnp.sin(convolve(x, kernel, (1, 1), "SAME")))
+
+        def second(x, kernel):
+            gradients = jax.grad(f, (0, 1))(x, kernel)
+            return sum(jnp.sum(jnp.sin(g)) for g in gradients)
+
+        both = jax.vmap(jax.grad(second, (0, 1)))(x, kernels)
+        shared = jax.vmap(jax.grad(f, 1), (None, 0))(x[0], kernels)
+        return jax.tree.leaves((both, shared))
+
+    found, expected = map(results, (canonical_convolution, shifted_convolution))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
 
 
 def test_sizes_of_the_papers_cnns():
@@ -243,8 +265,9 @@ def test_bad_arguments_are_refused_by_name(call, text):
 
 def test_another_convolution_is_refused():
     x, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
-    with pytest.raises(ValueError, match=r"\(2, 2\)"):
-        shifted_convolution(x, kernel, (2, 2), "SAME")
+    for convolve in (shifted_convolution, canonical_convolution):
+        with pytest.raises(ValueError, match=r"\(2, 2\)"):
+            convolve(x, kernel, (2, 2), "SAME")
 
 
 def test_sine_waves():

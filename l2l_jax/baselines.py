@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from l2l_jax.checks import check_choice, check_sizes
+from l2l_jax.checks import check_choice, check_size
 from l2l_jax.evaluate import Evaluator
 
 # Their other hyper-parameters are the defaults of TensorFlow 0.12, as in the RNNprop
@@ -125,7 +125,8 @@ def tune(
       A `Tuning`.
 
     Raises:
-      ValueError: the name is unknown, or `stride` is not positive.
+      ValueError: the name is unknown, `stride` is not positive, or there are no
+        exponents.
 
     Example:
       >>> import jax
@@ -140,8 +141,10 @@ def tune(
       2017, section 5.
     """
     check_choice("name", name, (*BASELINES, *SCHEDULED))
-    check_sizes("stride", (stride,))
+    check_size("stride", stride)
     grid = sorted(EXPONENTS[name] if exponents is None else exponents)
+    if not grid:
+        raise ValueError("exponents must be at least one number, got none")
     table: dict[int, dict[str, Any]] = {}
 
     def score(k: int) -> float:

@@ -40,6 +40,13 @@ def check_number(
         raise ValueError(f"{name} must be finite and in {interval}, got {value}")
 
 
+def check_size(name: str, value: Any) -> int:
+    """Returns `value`; raises ValueError unless it is a positive int."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive int, got {value!r}")
+    return value
+
+
 def check_sizes(name: str, sizes: Any) -> tuple[int, ...]:
     """Returns `sizes` as a tuple of positive ints, at least one.
 
@@ -62,6 +69,47 @@ def check_choice(name: str, value: Any, choices: tuple) -> None:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
+def check_type(name: str, value: Any, kind: type, what: str | None = None) -> None:
+    """Raises TypeError if `value` is not a `kind`, which `what` may describe."""
+    if not isinstance(value, kind):
+        is_class = isinstance(value, type)
+        got = f"the class {value.__name__}" if is_class else type(value).__name__
+        raise TypeError(f"{name} must be {what or kind.__name__}, got {got}")
+
+
+def check_state(updates: Any, tree: Any, part: str, leading: tuple = ()) -> None:
+    """Raises ValueError, naming the path, if a state was made for other gradients.
+
+    They would be broadcast, or fail inside of the network. Only shapes are looked at,
+    so it costs nothing in a compiled program.
+
+    Args:
+      updates: the gradients.
+      tree: a part of the state, to be a tree like them.
+      part: its name.
+      leading: axes that its leaves have in front of those of the gradients.
+    """
+    gradients, states = _shapes(updates), _shapes(tree)
+    for path in {**gradients, **states}:
+        g, found = (shapes.get(path, "none") for shapes in (gradients, states))
+        wanted = (*leading, *g) if path in gradients else "none"
+        if found != wanted:
+            raise ValueError(
+                "gradients must have the structure and shapes that init saw: at"
+                f" {path} the gradient has shape {g}, and {part} of the state has"
+                f" {found}, not {wanted}"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each leaf by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path) or "(the whole tree)": jnp.shape(leaf)
+        for path, leaf in leaves
+    }
+
+
 def check_floating(tree: Any, subject: str = "learned optimizers take") -> None:
     """Raises TypeError, naming the path, unless all leaves are real floating arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -70,5 +118,5 @@ def check_floating(tree: Any, subject: str = "learned optimizers take") -> None:
             raise TypeError(
                 f"{subject} float16, bfloat16, float32 or float64 leaves; leaf"
                 f" {jax.tree_util.keystr(path) or '(the whole tree)'} is {dtype}"
-                " (optax.masked leaves parameters out)"
+                " (split others off before differentiating, as equinox.partition does)"
             )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.checks import check_number, check_sizes
+from l2l_jax.checks import check_number, check_size, check_type
 from l2l_jax.types import Task, no_batches
 
 
@@ -48,7 +48,7 @@ def convex_task(
       Lv, Jiang, Li, `Learning Gradient Descent <https://arxiv.org/abs/1703.03633>`_,
       2017, section 4.2, equation 4; the ranges: section 5.
     """
-    check_sizes("num_dims", (num_dims,))
+    check_size("num_dims", num_dims)
     for name, interval in (("v_range", v_range), ("x_range", x_range)):
         check_number(f"{name}[0]", interval[0])
         check_number(f"{name}[1]", interval[1], interval[0])
@@ -86,6 +86,7 @@ def combine(*tasks: Task, weights: Sequence[float] | None = None) -> Task:
       A task whose data, instances, params and minibatches are tuples of k.
 
     Raises:
+      TypeError: one is not a `Task`.
       ValueError: no task, or not as many weights as tasks.
 
     Example:
@@ -106,6 +107,8 @@ def combine(*tasks: Task, weights: Sequence[float] | None = None) -> Task:
     """
     if not tasks:
         raise ValueError("combine takes at least one task, got none")
+    for index, task in enumerate(tasks):
+        check_type(f"tasks[{index}]", task, Task)
     weights = (1.0,) * len(tasks) if weights is None else tuple(weights)
     if len(weights) != len(tasks):
         raise ValueError(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2l_jax.checks import check_sizes
+from l2l_jax.checks import check_size, check_type
 from l2l_jax.meta import Episode, start_episode, unroll
 from l2l_jax.types import PyTree, Task
 
@@ -125,6 +125,7 @@ def evaluator(
       An `Evaluator`.
 
     Raises:
+      TypeError: an argument is not of its type.
       ValueError: an argument is not positive.
 
     Example:
@@ -141,7 +142,14 @@ def evaluator(
       Lv, Jiang, Li, `Learning Gradient Descent <https://arxiv.org/abs/1703.03633>`_,
       2017, caption of figure 3.
     """
-    check_sizes("segment_length", (segment_length,))
+    check_type("task", task, Task)
+    if not callable(transform):
+        raise TypeError(
+            "transform must be a function of weights or of a rate, such as optax.adam"
+            " or learned_optimizer(…).transform; of a transformation tx make it"
+            f" `lambda _: tx`, got {type(transform).__name__}"
+        )
+    check_size("segment_length", segment_length)
 
     functions = task._replace(data=None)
 
@@ -160,8 +168,8 @@ def evaluator(
         return jax.vmap(transform(weights).init)(params)
 
     def evaluate(weights, key, num_steps, num_runs):
-        check_sizes("num_steps", (num_steps,))
-        check_sizes("num_runs", (num_runs,))
+        check_size("num_steps", num_steps)
+        check_size("num_runs", num_runs)
         # Without a dtype, a Python number would be weakly typed and compile again.
         weights = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), weights)
         whole, rest = divmod(num_steps, segment_length)

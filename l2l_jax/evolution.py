@@ -17,7 +17,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.checks import check_number, check_sizes
+from l2l_jax.checks import check_number, check_size
 from l2l_jax.meta import Episode, meta_loss, start_episode
 from l2l_jax.types import Estimator, PyTree, Task, Transform
 
@@ -63,7 +63,7 @@ def evolution(sigma: float, pairs: int = 1) -> Estimator:
       Learning <https://arxiv.org/abs/1703.03864>`_, 2017, section 2.
     """
     check_number("sigma", sigma, 0, low_open=True)
-    check_sizes("pairs", (pairs,))
+    check_size("pairs", pairs)
 
     def gradient(phi, transform, task, episode, weights, log_loss=False):
         loss = _perturbed_loss(phi, sigma, transform, task, weights, log_loss)
@@ -203,7 +203,7 @@ def score_function(sigma: float, particles: int = 2) -> Estimator:
       <https://doi.org/10.1016/j.neunet.2009.12.004>`_, 2010.
     """
     check_number("sigma", sigma, 0, low_open=True)
-    check_sizes("particles", (particles,))
+    check_size("particles", particles)
     if particles < 2:
         raise ValueError(f"particles must be at least 2, got {particles}")
 
@@ -226,7 +226,7 @@ def score_function(sigma: float, particles: int = 2) -> Estimator:
 def _pairs_of_particles(sigma: float, pairs: int, anew: bool) -> Estimator:
     """Antithetic pairs, each side with its optimizee; `anew`: ε in every segment."""
     check_number("sigma", sigma, 0, low_open=True)
-    check_sizes("pairs", (pairs,))
+    check_size("pairs", pairs)
 
     def start(phi, transform, task, key):
         state = _start_particles(phi, transform, task, key, (pairs, 2))

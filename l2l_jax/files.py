@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Puts the file's name into the system's errors that lack it."""
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Puts the file's name into the system's errors that lack it, or have another."""
     try:
         yield
     except OSError as error:
         # An error that Python code made of a text has no number, and shows no name.
-        if error.filename is None and error.errno is not None:
+        if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
 
@@ -27,9 +27,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file so that it is at any moment either the old or the new one."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(temporary):
+        with naming(path, temporary):
             temporary.write_bytes(content)
-        sync(temporary)
+            sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

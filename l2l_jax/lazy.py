@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2l_jax.checks import check_number
+from l2l_jax.checks import check_number, check_size
 from l2l_jax.types import PyTree
 
 # Decays of the two averages of the loss that are compared, and the steps from which on
@@ -79,9 +79,7 @@ def lazy_updates(
       -0.1 1
       -0.2 2
     """
-    check_number("every", every, 1)
-    if every != int(every):
-        raise ValueError(f"every must be a whole number, got {every}")
+    check_size("every", every)
     if tolerance is not None:
         check_number("tolerance", tolerance, 0, 1, high_open=True)
     inner = optax.with_extra_args_support(inner)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2l_jax.checks import check_number, check_sizes
+from l2l_jax.checks import check_number, check_size
 
 
 class Response(NamedTuple):
@@ -70,8 +70,8 @@ def step_response(
     check_number("age", age, 0)
     check_number("scale", scale, 0, low_open=True)
     check_number("reach", reach, 0, low_open=True)
-    check_sizes("points", (points,))
-    check_sizes("draws", (draws,))
+    check_size("points", points)
+    check_size("draws", draws)
     tx = optax.with_extra_args_support(tx)
     mean = np.linspace(-1, 1, points)
     now = np.linspace(-reach, reach, points)

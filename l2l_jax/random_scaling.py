@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2l_jax.checks import check_choice, check_number
+from l2l_jax.checks import check_choice, check_number, check_type
 from l2l_jax.types import PyTree, Task
 
 
@@ -46,6 +46,7 @@ def random_scaling(
       The scaled task. Its instances are pairs (instance of `task`, c).
 
     Raises:
+      TypeError: `task` is not a `Task`.
       ValueError: an argument is none of these, or coordinates are to be dropped of what
         has none.
 
@@ -62,6 +63,7 @@ def random_scaling(
       2017, section 4.1, equation 2; the distribution: section 5. Its section 4.1 begins
       with one factor; the other variants are not in it.
     """
+    check_type("task", task, Task)
     check_number("bound", bound, 0)
     check_choice("of", of, ("coordinates", "parameters", "function"))
     check_choice("distribution", distribution, ("log-uniform", "uniform"))

@@ -13,7 +13,7 @@ import optax
 
 from l2l_jax import processes
 from l2l_jax.blockwise import AXIS, my_part, on_vector
-from l2l_jax.checks import check_floating, check_sizes
+from l2l_jax.checks import check_floating, check_size, check_type
 from l2l_jax.estimators import bptt
 from l2l_jax.meta import MetaState, SegmentMetrics, meta_step, segment_weights
 from l2l_jax.types import Estimator, LearnedOptimizer, PyTree, Task
@@ -92,7 +92,8 @@ def meta_trainer(
       ValueError: an argument is out of range; the coordinates would have to be divided,
         but the optimizer is not coordinatewise, or the estimator not `bptt()`; or the
         task's data are not the same in all processes.
-      TypeError: the task does not keep its contract, or `estimator` is none.
+      TypeError: the task does not keep its contract, or an argument is not of its
+        type.
 
     Example:
       >>> import jax, optax
@@ -111,8 +112,13 @@ def meta_trainer(
       2017, section 5; Andrychowicz et al., `Learning to learn by gradient descent by
       gradient descent <https://arxiv.org/abs/1606.04474>`_, 2016, section 2.
     """
-    check_sizes("segment_length", (segment_length,))
-    check_sizes("meta_batch", (meta_batch,))
+    check_type("task", task, Task)
+    a_family = "a LearnedOptimizer, as learned_optimizer gives"
+    check_type("optimizer", optimizer, LearnedOptimizer, a_family)
+    a_transformation = "an optax.GradientTransformation, such as optax.adam(1e-3)"
+    check_type("outer", outer, optax.GradientTransformation, a_transformation)
+    check_size("segment_length", segment_length)
+    check_size("meta_batch", meta_batch)
     of_steps = segment_weights(weights, segment_length)
     estimator = bptt() if estimator is None else estimator
     if not isinstance(estimator, Estimator):
@@ -218,6 +224,8 @@ def meta_trainer(
     compiled = jax.jit(iteration, compiler_options=_options(devices[0]))
 
     def iterate(state: MetaState, key: jax.Array, num_segments: int):
+        if not hasattr(num_segments, "dtype"):
+            check_size("num_segments", num_segments)
         # A state that lies elsewhere, as the first one does, would compile for itself.
         args = state, key, jnp.asarray(num_segments, jnp.int32)
         return compiled(data, *put(args, placement))

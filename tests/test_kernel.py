@@ -216,6 +216,13 @@ def test_by_argument():
 
 
 @BY_TRITON
+def test_not_for_parameters_on_a_cpu():
+    tx = rnnprop_transform(random_weights(*NETWORKS[0]), implementation="kernel")
+    with pytest.raises(ValueError, match=r"'plain' for parameters on a CPU, got 'kern"):
+        tx.init(jax.device_put(np.ones(3), jax.devices("cpu")[0]))
+
+
+@BY_TRITON
 def test_chosen_on_one_gpu(monkeypatch):
     """By "auto", large leaves only, and what is compiled for a CPU goes without."""
     phi = random_weights(*NETWORKS[4])

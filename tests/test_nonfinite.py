@@ -169,6 +169,7 @@ def test_skipping_chunk_by_chunk_and_by_the_kernel(rule, monkeypatch):
     monkeypatch.setattr(kernel, "kernel_step", interpreted)
     # It is only Triton that needs a newer JAX.
     monkeypatch.setattr(coordinatewise, "KERNEL_SINCE", (0,))
+    monkeypatch.setattr(coordinatewise, "KERNEL_NOT_ON", ())
 
     def two_steps(implementation):
         tx = make(rule, implementation=implementation, skip_nonfinite=True)

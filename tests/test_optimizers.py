@@ -13,6 +13,7 @@ from networks import random_weights
 
 from l2l_jax import (
     dm_transform,
+    learned_optimizer,
     longrun_transform,
     rnnprop_init,
     rnnprop_transform,
@@ -272,8 +273,61 @@ def test_cell_against_numpy(x64):
             r"output.kernel must have shape \(4, 1\)",
         ),
         (lambda: make("dm").init({"n": jnp.ones(2, int)}), TypeError, r"\['n'\]"),
+        (
+            lambda: learned_optimizer("dm", stepsize=1),
+            ValueError,
+            "'step_s.*'stepsize'",
+        ),
+        (lambda: learned_optimizer("dm", {"layers": 2}), ValueError, "size of dm must"),
+        (lambda: learned_optimizer("dm", step_size=-1), ValueError, r"step_size .* -1"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_what_is_frozen_by_partition_stays_as_it_is():
+    """As the page on troubles says; `optax.masked` would add its gradient."""
+    theta = {"a": jnp.ones(2), "b": jnp.arange(3.0)}
+    kinds = {"learned": make("longrun"), "frozen": optax.set_to_zero()}
+    tx = optax.partition(kinds, {"a": "learned", "b": "frozen"})
+    updates, _ = tx.update(theta, tx.init(theta))
+    found = optax.apply_updates(theta, updates)
+    np.testing.assert_array_equal(found["b"], theta["b"])
+    assert jnp.all(found["a"] < 1)
+
+
+OTHER = {"rnnprop": "dm", "dm": "longrun", "longrun": "rnnprop"}
+
+
+@RULES
+def test_what_init_has_not_seen_is_refused_at_update(rule):
+    """By path and shapes; most of it would be broadcast."""
+    tx, seen = make(rule), {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    state = tx.init(seen)
+    for path, shape, change in (
+        (r"\['a'\]", r"\(2,\)", {"a": jnp.ones(2)}),
+        (r"\['a'\]", r"\(\)", {"a": jnp.ones(())}),
+        (r"\['c'\]", r"\(2,\)", {"c": jnp.ones(2)}),
+        (r"\['b'\]", "none", {"b": None}),
+    ):
+        with pytest.raises(ValueError, match=f"at {path} the gradient .* {shape}, and"):
+            jax.eval_shape(tx.update, seen | change, state)
+    for wrong in (seen, make(OTHER[rule]).init(seen), tuple(state)):
+        with pytest.raises(
+            TypeError, match=r"state in update\(updates, state\) must be"
+        ):
+            jax.eval_shape(tx.update, seen, wrong)
+
+
+@NETWORKS
+def test_a_state_of_other_weights_is_refused(rule):
+    g = jnp.ones(2)
+    for sizes, text in (
+        ((4,), "2 LSTM layers"),
+        ((4, 4), r"\[1\].h .* \(4, 2\), not \(3"),
+    ):
+        state = TRANSFORMS[rule](random_weights(rule, sizes)).init(g)
+        with pytest.raises(ValueError, match=text):
+            jax.eval_shape(make(rule).update, g, state)

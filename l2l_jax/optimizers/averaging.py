@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from l2l_jax.checks import check_floating, check_state
 from l2l_jax.fused import fused_cell
 from l2l_jax.lstm import (
     LSTMState,
@@ -120,7 +121,18 @@ def step_tree(
 
     Raises:
       TypeError: a gradient is not real floating; the message has its path.
+      ValueError: the state was made for other gradients, or by other weights.
     """
+    check_floating(updates)
+    if len(lstm) != len(weights.lstm):
+        raise ValueError(
+            f"the state must have {len(weights.lstm)} LSTM layers, as the weights have,"
+            f" got {len(lstm)}"
+        )
+    for name, tree in zip("mv", moments, strict=False):
+        check_state(updates, tree, name)
+    for i, (layer, cells) in enumerate(zip(weights.lstm, lstm, strict=True)):
+        check_state(updates, cells.h, f"lstm[{i}].h", (layer.bias.shape[0] // 4,))
     if not averaged_units:
 
         def one_leaf(g, moments, cells):

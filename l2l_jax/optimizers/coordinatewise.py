@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.checks import check_choice, check_floating
+from l2l_jax.checks import check_choice, check_floating, check_type
 from l2l_jax.chunks import in_chunks
 from l2l_jax.fused import fused_cell
 from l2l_jax.lstm import LSTMState, LSTMWeights, lstm_cell, lstm_network
@@ -27,6 +27,8 @@ IMPLEMENTATIONS = ("auto", "fused", "kernel", "plain")
 KERNEL_FROM = 2**16
 # The JAX from which on Triton's products may have sides below 16, as its tiles have.
 KERNEL_SINCE = (0, 9, 2)
+# Where it is but interpreted.
+KERNEL_NOT_ON = ("cpu", "tpu")
 
 
 def check_network(
@@ -52,8 +54,7 @@ def check_network(
       TypeError: `params` is not a `kind`.
       ValueError: a shape, or one of the other arguments, is not as it must be.
     """
-    if not isinstance(params, kind):
-        raise TypeError(f"params must be {kind.__name__}, got {type(params).__name__}")
+    check_type("params", params, kind)
     check_choice("state_dtype", state_dtype, STATE_DTYPES)
     check_choice("precision", precision, PRECISIONS)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
@@ -83,6 +84,27 @@ def _layers(params: Any) -> list[tuple[str, Any]]:
     first = [("input", params.input)] if hasattr(params, "input") else []
     lstm = [(f"lstm[{i}]", layer) for i, layer in enumerate(params.lstm)]
     return [*first, *lstm, ("output", params.output)]
+
+
+def check_platform(implementation: str, params: PyTree) -> None:
+    """Refuses the kernel for parameters that lie where it does not run.
+
+    While a program is traced it is not known for which devices that is.
+
+    Raises:
+      ValueError: the message names the platform.
+    """
+    if implementation != "kernel":
+        return
+    for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+            for device in leaf.devices():
+                if device.platform in KERNEL_NOT_ON:
+                    raise ValueError(
+                        "implementation must be 'auto', 'fused' or 'plain' for"
+                        f" parameters on a {device.platform.upper()}, got 'kernel',"
+                        " which runs on GPUs"
+                    )
 
 
 def compute_dtype(leaf: jax.Array) -> jnp.dtype:
@@ -325,9 +347,6 @@ def map_leaves(
 
     Returns:
       The tree of updates, and the new moments and LSTM states as they came.
-
-    Raises:
-      TypeError: a gradient is not real floating; the message has its path.
     """
     return map_all_leaves(
         lambda rows: [f(*row) for row in rows], updates, moments, lstm
@@ -341,7 +360,6 @@ def map_all_leaves(
     lstm: tuple[LSTMState, ...],
 ) -> tuple[PyTree, tuple[PyTree, ...], tuple[LSTMState, ...]]:
     """`map_leaves` for an `f` that sees all leaves at once, and returns such lists."""
-    check_floating(updates)
     split = len(moments)
 
     def pairs(values: tuple) -> tuple[LSTMState, ...]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2l_jax.checks import check_choice, check_number, check_sizes
+from l2l_jax.checks import check_choice, check_number, check_sizes, check_type
 from l2l_jax.lstm import (
     Dense,
     LSTMState,
@@ -19,6 +19,7 @@ from l2l_jax.optimizers.averaging import check_averaged_units, step_tree
 from l2l_jax.optimizers.coordinatewise import (
     Rule,
     check_network,
+    check_platform,
     init_cells,
 )
 from l2l_jax.preprocess import log_and_sign
@@ -165,8 +166,9 @@ def dm_transform(
 
     Raises:
       TypeError: `params` is not a `DMParams`; at init or update, a leaf is not
-        floating; the message has its path.
-      ValueError: a shape or a hyper-parameter is out of range.
+        floating, or the state is another optimizer's; the message has its path.
+      ValueError: a shape or a hyper-parameter is out of range; at update, gradients
+        are not like the parameters that init saw.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -191,10 +193,13 @@ def dm_transform(
     rule = dm_rule(form, precision)
 
     def init_fn(params):
-        return DMState(init_cells(phi.lstm, params, state_dtype))
+        lstm = init_cells(phi.lstm, params, state_dtype)
+        check_platform(implementation, params)
+        return DMState(lstm)
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
+        check_type("the state in update(updates, state)", state, DMState)
         updates, _, lstm = step_tree(
             *(rule, phi, lambda g: (step_size, p), updates, (), state.lstm),
             *(averaged_units, *how),

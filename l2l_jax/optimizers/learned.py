@@ -1,6 +1,7 @@
 """Learned optimizers with their weights, and the one small file that holds them."""
 
 import importlib.resources
+import inspect
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2l_jax.checks import check_choice
+from l2l_jax.checks import check_choice, check_type
 from l2l_jax.files import write_bytes
 from l2l_jax.optimizers.dm import dm_init, dm_sizes, dm_transform
 from l2l_jax.optimizers.longrun import longrun_init, longrun_sizes, longrun_transform
@@ -75,7 +76,8 @@ def learned_optimizer(
       A `LearnedOptimizer`.
 
     Raises:
-      ValueError: `kind` is unknown.
+      ValueError: `kind`, or the name of a size or hyper-parameter, is unknown, or a
+        value is out of range.
 
     Example:
       >>> import jax
@@ -85,11 +87,27 @@ def learned_optimizer(
     """
     check_choice("kind", kind, tuple(KINDS))
     found = KINDS[kind]
-    return LearnedOptimizer(
-        init=lambda key: found.init(key, **(sizes or {})),
-        transform=lambda phi: found.transform(phi, **config),
-        coordinatewise=found.coordinatewise(**config),
-    )
+    sizes = sizes or {}
+    check_type("sizes", sizes, dict)
+    _check_names(f"a size of {kind}", found.init, sizes)
+    _check_names(f"a hyper-parameter of {kind}", found.transform, config)
+
+    def init(key: jax.Array) -> PyTree:
+        return found.init(key, **sizes)
+
+    def transform(phi: PyTree) -> optax.GradientTransformationExtraArgs:
+        return found.transform(phi, **config)
+
+    # On shapes alone, so that a bad value is refused here and not when it is used.
+    transform(jax.eval_shape(lambda: init(jax.random.key(0))))
+    return LearnedOptimizer(init, transform, found.coordinatewise(**config))
+
+
+def _check_names(name: str, function: Callable, given: dict[str, Any]) -> None:
+    """Raises ValueError if one of the given is no argument, after the first."""
+    _, *known = inspect.signature(function).parameters
+    for each in given:
+        check_choice(name, each, tuple(known))
 
 
 class Learned(NamedTuple):
@@ -131,7 +149,10 @@ def save(path: str | os.PathLike, learned: Learned) -> None:
       learned: what to save; floating arrays only.
 
     Raises:
-      ValueError: `learned.kind` is unknown, or the metadata is not JSON-able.
+      TypeError: `learned` is not a `Learned`, or its weights are of another kind.
+      ValueError: `learned.kind` or a hyper-parameter is unknown, or what is in it could
+        not be loaded again: metadata that are not JSON-able, weights that are not
+        finite or not float16, float32 or float64.
       OSError: the file cannot be written; what was at `path` is then intact.
 
     Example:
@@ -143,7 +164,13 @@ def save(path: str | os.PathLike, learned: Learned) -> None:
       ...     load(f"{directory}/mine.npz").kind
       'rnnprop'
     """
+    check_type("learned", learned, Learned)
     check_choice("kind", learned.kind, tuple(KINDS))
+    check_type("config", learned.config, dict)
+    check_type("training", learned.training, dict)
+    transform = KINDS[learned.kind].transform
+    _check_names(f"a hyper-parameter of {learned.kind}", transform, learned.config)
+    transform(learned.params)  # refuses weights of another kind
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -166,6 +193,7 @@ def save(path: str | os.PathLike, learned: Learned) -> None:
             # A pickle is code, which `load` does not execute.
             np.save(buffer, np.asarray(array), allow_pickle=False)
             members.writestr(_member(f"{name}.npy"), buffer.getvalue())
+    _parse(archive.getvalue())  # refuses the rest of what `load` would
     write_bytes(pathlib.Path(path), archive.getvalue())
 
 
@@ -282,7 +310,8 @@ def _read_array(
     found, _, dtype = np.lib.format.read_array_header_1_0(buffer)
     if found != shape or dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(
-            f"the array {name} must be floating of shape {shape}, it is {dtype} of"
+            f"the array {name} must be float16, float32 or float64 of shape"
+            f" {shape}, it is {dtype} of"
             f" shape {found}"
         )
     buffer.seek(0)

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2l_jax.checks import check_choice, check_floating, check_number
+from l2l_jax.checks import (
+    check_choice,
+    check_floating,
+    check_number,
+    check_state,
+    check_type,
+)
 from l2l_jax.optimizers.coordinatewise import compute_dtype, init_moments
 from l2l_jax.preprocess import relative_gradients
 from l2l_jax.trees import map_unzip
@@ -144,8 +150,9 @@ def longrun_transform(
 
     Raises:
       TypeError: `params` is not a `LongrunParams`; at init or update, a leaf is not
-        floating; the message has its path.
-      ValueError: a shape or a hyper-parameter is out of range.
+        floating, or the state is another optimizer's; the message has its path.
+      ValueError: a shape or a hyper-parameter is out of range; at update, gradients
+        are not like the parameters that init saw.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -171,8 +178,7 @@ def longrun_transform(
     check_number("fade_steps", fade_steps, 0, low_open=True)
     check_choice("skip_nonfinite", skip_nonfinite, (False, True))
     phi = params
-    if not isinstance(phi, LongrunParams):
-        raise TypeError(f"params must be LongrunParams, got {type(phi).__name__}")
+    check_type("params", phi, LongrunParams)
     allowed = tuple((signals, 1 + len(AGES)) for signals in SIGNALS)
     check_choice("the shape of factor", phi.factor.shape, allowed)
 
@@ -183,7 +189,9 @@ def longrun_transform(
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
+        check_type("the state in update(updates, state)", state, LongrunState)
         check_floating(updates)
+        check_state(updates, state.v, "v")
         count = optax.safe_increment(state.count)
 
         def step(gradient, offset, *moments):

@@ -12,7 +12,9 @@ from l2l_jax.checks import (
     check_choice,
     check_floating,
     check_number,
+    check_size,
     check_sizes,
+    check_type,
 )
 from l2l_jax.fused import fused_cell
 from l2l_jax.lstm import (
@@ -89,8 +91,8 @@ def ntm_bfgs_init(
       ((20, 12), 2807)
     """
     sizes = check_sizes("hidden_sizes", hidden_sizes)
-    check_sizes("read_heads", (read_heads,))
-    check_sizes("write_heads", (write_heads,))
+    check_size("read_heads", read_heads)
+    check_size("write_heads", write_heads)
     check_choice("start", start, ("gradient", "bfgs"))
     if start == "bfgs" and write_heads != _HEADS:
         raise ValueError(f"write_heads must be 3 to start as BFGS, got {write_heads}")
@@ -217,13 +219,12 @@ def ntm_bfgs_transform(
       Andrychowicz et al., `Learning to learn by gradient descent by gradient descent
       <https://arxiv.org/abs/1606.04474>`_, first version, 2016, appendix on NTM-BFGS.
     """
-    if not isinstance(params, NTMBFGSParams):
-        raise TypeError(f"params must be NTMBFGSParams, got {type(params).__name__}")
+    check_type("params", params, NTMBFGSParams)
     check_number("step_size", step_size, 0)
     check_choice("memory", memory, (False, True))
     phi = params
     limit = MAX_COORDINATES if max_coordinates is None else max_coordinates
-    check_sizes("max_coordinates", (limit,))
+    check_size("max_coordinates", limit)
     _check_shapes(phi)
     if averaged_units is None:
         averaged_units = min(layer.bias.shape[0] // 16 for layer in phi.lstm)
@@ -251,6 +252,7 @@ def ntm_bfgs_transform(
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
+        check_type("the state in update(updates, state)", state, NTMBFGSState)
         if params is None:
             raise ValueError("NTM-BFGS needs update(…, params)")
         check_floating(updates)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2l_jax.checks import check_number, check_sizes
+from l2l_jax.checks import check_number, check_size, check_sizes, check_type
 from l2l_jax.fused import elu
 from l2l_jax.lstm import (
     Dense,
@@ -20,6 +20,7 @@ from l2l_jax.optimizers.averaging import check_averaged_units, step_tree
 from l2l_jax.optimizers.coordinatewise import (
     Rule,
     check_network,
+    check_platform,
     init_cells,
     init_moments,
     relative_scalars,
@@ -72,7 +73,7 @@ def rnnprop_init(
       ((40, 80), 6641)
     """
     sizes = check_sizes("hidden_sizes", hidden_sizes)
-    (input_size,) = check_sizes("input_size", (input_size,))
+    check_size("input_size", input_size)
     input_key, lstm_key, output_key = jax.random.split(key, 3)
     return RNNpropParams(
         input=dense_init(input_key, 2, input_size, dtype=dtype),
@@ -186,8 +187,9 @@ def rnnprop_transform(
 
     Raises:
       TypeError: `params` is not an `RNNpropParams`; at init or update, a leaf is not
-        floating; the message has its path.
-      ValueError: a shape or a hyper-parameter is out of range.
+        floating, or the state is another optimizer's; the message has its path.
+      ValueError: a shape or a hyper-parameter is out of range; at update, gradients
+        are not like the parameters that init saw.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -216,6 +218,7 @@ def rnnprop_transform(
     def init_fn(params):
         # First, because it refuses leaves of other kinds.
         lstm = init_cells(phi.lstm, params, state_dtype)
+        check_platform(implementation, params)
         return RNNpropState(
             count=jnp.zeros([], jnp.int32),
             m=init_moments(params),
@@ -225,6 +228,7 @@ def rnnprop_transform(
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
+        check_type("the state in update(updates, state)", state, RNNpropState)
         count = optax.safe_increment(state.count)
 
         def scalars(g):

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.checks import check_number, check_sizes
+from l2l_jax.checks import check_number, check_size
 from l2l_jax.types import Task, no_batches
 
 
@@ -36,7 +36,7 @@ def quadratic_task(num_dims: int = 10, init_std: float = 0.1) -> Task:
       Andrychowicz et al., `Learning to learn by gradient descent by gradient descent
       <https://arxiv.org/abs/1606.04474>`_, 2016, section 3.1.
     """
-    check_sizes("num_dims", (num_dims,))
+    check_size("num_dims", num_dims)
     check_number("init_std", init_std, 0)
 
     def sample(key):

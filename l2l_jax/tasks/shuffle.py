@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.checks import check_number, check_sizes
+from l2l_jax.checks import check_number, check_size
 
 # A pair is a round for each half. Large sets are shuffled well by fewer; a set of five
 # needs this many until each of its 120 permutations has its probability within 0.2%.
@@ -57,9 +57,9 @@ def minibatch_indices(
     References:
       Black, Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002, section 3.
     """
-    check_sizes("num_examples", (num_examples,))
-    check_sizes("batch_size", (batch_size,))
-    check_sizes("length", (length,))
+    check_size("num_examples", num_examples)
+    check_size("batch_size", batch_size)
+    check_size("length", length)
     if batch_size > num_examples:
         raise ValueError(
             f"batch_size must be at most num_examples, {num_examples}, got {batch_size}"

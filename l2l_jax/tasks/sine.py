@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2l_jax.checks import check_number, check_sizes
+from l2l_jax.checks import check_number, check_size
 from l2l_jax.types import Task
 
 
@@ -37,8 +37,8 @@ class SineLSTM(nn.Module):
 
     def __post_init__(self):
         """Refuses sizes that are not positive when the module is made."""
-        check_sizes("layers", (self.layers,))
-        check_sizes("hidden", (self.hidden,))
+        check_size("layers", self.layers)
+        check_size("hidden", self.hidden)
         super().__post_init__()
 
     @nn.compact
@@ -97,8 +97,8 @@ def sine_task(
       2017, section 5.4.2; the deviation of the noise is that of the authors' program.
     """
     module = SineLSTM(layers, hidden)
-    check_sizes("length", (length,))
-    check_sizes("batch_size", (batch_size,))
+    check_size("length", length)
+    check_size("batch_size", batch_size)
     check_number("noise", noise, 0)
     check_number("init_std", init_std, 0)
     shapes = jax.eval_shape(

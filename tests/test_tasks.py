@@ -1,5 +1,6 @@
 """Optimizees and the transforms of them."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -336,3 +337,53 @@ def test_sine_minibatches_do_not_depend_on_the_cut():
         jax.random.key_data(whole), jax.random.key_data(jnp.concatenate(parts))
     )
     assert len({tuple(k) for k in np.asarray(jax.random.key_data(whole)).tolist()}) == 6
+
+
+class Network(nn.Module):
+    """Dense to 10 outputs, and something that a task cannot have."""
+
+    last: nn.Module | None = None
+    flat: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.Dense(10)(x.reshape(len(x), -1) if self.flat else x)
+        return y if self.last is None else self.last(y)
+
+
+DATA = data()
+
+
+@pytest.mark.parametrize(
+    ("module", "change", "error", "text"),
+    [
+        (MLP, {}, TypeError, "flax.linen module instance, got the class MLP"),
+        (
+            Network(nn.BatchNorm(use_running_average=False)),
+            {},
+            ValueError,
+            "batch_stats",
+        ),
+        (Network(nn.Dropout(0.5, deterministic=False)), {}, ValueError, "dropout"),
+        (Network(flat=False), {}, ValueError, r"\(batch, classes\), got \(2, 8, 8, 10"),
+        (MLP(), {"images": DATA.images / 255}, ValueError, "uint8.* got float64"),
+        (MLP(), {"images": DATA.images[..., 0]}, ValueError, r"got .* \(40, 8, 8\)"),
+        (MLP(), {"labels": DATA.labels[:3]}, ValueError, r"40 integers.* \(3,\)"),
+        (MLP(), {"labels": DATA.labels + 0.5}, ValueError, "integers.* got float64"),
+        (MLP(), {"labels": DATA.labels + 5}, ValueError, "10 outputs, got 5 to 14"),
+        (MLP(), {"labels": DATA.labels - 1}, ValueError, "from 0 to 9, .* got -1 to"),
+        (
+            CNN("c-p-c-p-f", convolution="xla"),
+            {"images": DATA.images[:, :3, :3]},
+            ValueError,
+            r"at least 4x4 pixels .* got \(3, 3\)",
+        ),
+    ],
+)
+def test_networks_and_data_that_do_not_fit_are_refused(module, change, error, text):
+    with pytest.raises(error, match=text):
+        classification_task(module, DATA._replace(**change), batch_size=4)
+    with pytest.raises(TypeError, match=r"tasks\[1\] must be Task, got Dataset"):
+        combine(quadratic_task(2), DATA)
+    with pytest.raises(TypeError, match="task must be Task, got Dataset"):
+        random_scaling(DATA, 1.0)

@@ -6,9 +6,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax.errors import InvalidRngError
 
-from l2l_jax.checks import check_number, check_sizes
+from l2l_jax.checks import check_number, check_size, check_type
 from l2l_jax.tasks.data import Dataset
 from l2l_jax.tasks.shuffle import minibatch_indices
 from l2l_jax.types import PyTree, Task
@@ -45,7 +47,9 @@ def classification_task(
       The task; its params are the module's "params", a minibatch is B indices.
 
     Raises:
-      ValueError: an argument is out of range.
+      TypeError: the module or the data are not of their types.
+      ValueError: an argument is out of range, the data do not fit together, or the
+        module is not as above or does not fit the data.
 
     Example:
       >>> import flax.linen as nn, jax, numpy as np
@@ -59,8 +63,9 @@ def classification_task(
       Lv, Jiang, Li, `Learning Gradient Descent <https://arxiv.org/abs/1703.03633>`_,
       2017, section 5.
     """
+    check_size("batch_size", batch_size)
+    _check(module, dataset)
     num_examples, *shape = dataset.images.shape
-    check_sizes("batch_size", (batch_size,))
     if batch_size > num_examples:
         raise ValueError(
             f"batch_size must be at most the number of images, {num_examples}, got"
@@ -119,7 +124,8 @@ def accuracy(
       A function from the params of `classification_task` to a float in [0, 1].
 
     Raises:
-      ValueError: an argument is out of range.
+      TypeError: as of `classification_task`.
+      ValueError: likewise.
 
     Example:
       >>> import jax, numpy as np
@@ -133,7 +139,8 @@ def accuracy(
       >>> round(float(accuracy(MLP(), data)(params)), 3)  # it always answers 3
       0.7
     """
-    check_sizes("batch_size", (batch_size,))
+    check_size("batch_size", batch_size)
+    _check(module, dataset)
     pixels = _scaled_to(pixel_range)
     dataset = jax.tree.map(jnp.asarray, dataset)
 
@@ -150,6 +157,53 @@ def accuracy(
         return jnp.mean(right)
 
     return lambda params: fraction(params, dataset)
+
+
+def _check(module: nn.Module, dataset: Dataset) -> None:
+    """Refuses data that are not as documented, and a module that does not fit them.
+
+    The module is tried on shapes alone.
+    """
+    check_type("module", module, nn.Module, "a flax.linen module instance")
+    check_type("dataset", dataset, Dataset, "an l2l_jax.tasks.Dataset")
+    images, labels = dataset
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise ValueError(
+            "images must be uint8, from 0 to 255, of shape (N, H, W, C), got"
+            f" {images.dtype} of shape {images.shape}"
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels must be {len(images)} integers, one an image, got {labels.dtype}"
+            f" of shape {labels.shape}"
+        )
+    # Two images, because of one a batch axis may be squeezed away.
+    some = jax.ShapeDtypeStruct((2, *images.shape[1:]), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(module.init, key, some)
+    if set(variables) != {"params"}:
+        raise ValueError(
+            "module must have the collection 'params' alone, got"
+            f" {sorted(variables)} (batch normalization has 'batch_stats')"
+        )
+    try:
+        logits = jax.eval_shape(module.apply, variables, some)
+    except InvalidRngError as error:
+        raise ValueError(
+            "module must need no random numbers but for its initial parameters"
+            f" (dropout does, unless it is deterministic): {error}"
+        ) from error
+    shape: tuple[int, ...] = getattr(logits, "shape", ())
+    if len(shape) != 2 or shape[0] != 2:
+        raise ValueError(
+            "module must return logits of shape (batch, classes), got"
+            f" {shape or type(logits).__name__} for a batch of 2"
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < shape[1]:
+        raise ValueError(
+            f"labels must be from 0 to {shape[1] - 1}, the network having {shape[1]}"
+            f" outputs, got {labels.min()} to {labels.max()} (num_classes=…)"
+        )
 
 
 def _scaled_to(pixel_range: tuple[float, float]) -> Callable[[jax.Array], jax.Array]:

@@ -71,7 +71,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits (B, num_classes) of x (B, H, W, C)."""
+        """Logits (B, num_classes) of x (B, H, W, C); refuses what poolings use up."""
         chosen = self.convolution
         if chosen == "auto":
             chosen = "fast" if jax.default_backend() == "cpu" else "xla"
@@ -84,6 +84,13 @@ class CNN(nn.Module):
         if chosen != "xla":
             operation = {"conv_general_dilated": operations[chosen]}
         pool = _xla_max_pool if chosen == "xla" else reshaped_max_pool
+        halvings = self.layers.count("p")
+        if min(x.shape[1:3]) < 2**halvings:
+            raise ValueError(
+                f"images must have at least {2**halvings}x{2**halvings} pixels for"
+                f" {self.layers!r}, which halves them {halvings} times, got"
+                f" {x.shape[1:3]}"
+            )
         *letters, _ = self.layers.split("-")
         block = 0
         for letter in letters:

@@ -121,6 +121,9 @@ def loss_curves(
     Returns:
       The panel.
 
+    Raises:
+      ValueError: losses are not of that shape.
+
     Example:
       >>> import numpy as np
       >>> panel = loss_curves({"a": np.array([[4.0, 2.0], [2.0, np.inf]])})
@@ -130,6 +133,10 @@ def loss_curves(
     lines = []
     for i, (name, losses) in enumerate(curves.items()):
         losses = np.asarray(losses)
+        if losses.ndim != 2:
+            raise ValueError(
+                f"curves[{name!r}] must have shape (runs, steps), got {losses.shape}"
+            )
         finite = losses[np.isfinite(losses).all(axis=1)]
         if len(finite):
             style = {"color": COLOURS[i % len(COLOURS)]}
@@ -247,6 +254,7 @@ def draw(panels: Sequence[Panel | Map], columns: int | None = None) -> Figure:
       letters of ten pixels.
 
     Raises:
+      TypeError: `panels` is a single one.
       ValueError: there are no panels, or `columns` is not positive.
 
     Example:
@@ -255,6 +263,9 @@ def draw(panels: Sequence[Panel | Map], columns: int | None = None) -> Figure:
       >>> figure.axes[0].get_title()
       'flat'
     """
+    if isinstance(panels, Panel | Map):
+        one = type(panels).__name__
+        raise TypeError(f"panels must be a sequence such as [panel], got one {one}")
     if not panels or (columns is not None and columns < 1):
         raise ValueError(
             "panels must be at least one and columns at least 1, got"

@@ -120,6 +120,30 @@ def test_scheduled_baselines_come_to_rest_at_the_horizon(name):
     np.testing.assert_allclose(steps, expected, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: evaluator(optax.sgd, optax.sgd), TypeError, "task must be Task"),
+        (
+            lambda: evaluator(quadratic_task(2), optax.sgd(0.1)),
+            TypeError,
+            r"`lambda _: tx`, got GradientTransformation",
+        ),
+        (lambda: quadratic_task(0), ValueError, "num_dims must be a positive int, got"),
+        (
+            lambda: tune(
+                "sgd", evaluator(quadratic_task(2), optax.sgd), 0, exponents=[]
+            ),
+            ValueError,
+            "exponents must",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
+
+
 def test_an_unknown_baseline_is_refused():
     with pytest.raises(ValueError, match=r"'adam_cosine'.*got 'lion'"):
         baseline("lion", 10)

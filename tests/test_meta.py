@@ -300,6 +300,28 @@ def test_a_task_that_breaks_its_contract_is_refused(field, value, text):
         meta_trainer(task, OPTIMIZER, optax.sgd(1.0))
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"task": OPTIMIZER}, "task must be Task, got LearnedOptimizer"),
+        ({"optimizer": optax.adam}, "optimizer must be a LearnedOptimizer.* function"),
+        ({"outer": optax.adam}, "outer must be an optax.Grad.* got function"),
+        ({"outer": 0.1}, "outer must be .* got float"),
+    ],
+)
+def test_arguments_of_other_types_are_refused_by_name(change, text):
+    right = {"task": quadratic_task(3), "optimizer": OPTIMIZER, "outer": optax.sgd(1.0)}
+    with pytest.raises(TypeError, match=text):
+        meta_trainer(**(right | change))
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5])
+def test_numbers_of_segments_that_are_none(number):
+    trainer = meta_trainer(quadratic_task(3), OPTIMIZER, optax.sgd(1.0))
+    with pytest.raises(ValueError, match=rf"num_segments must .* got {number}$"):
+        trainer.iterate(None, jax.random.key(0), number)
+
+
 def test_equal_keys_give_equal_episodes():
     task = quadratic_task(3)
     starts = [

@@ -76,6 +76,10 @@ def test_panels_in_rows_share_a_legend():
     assert len(figure.legends[0].get_texts()) == 1
     with pytest.raises(ValueError, match="got 0 and 2"):
         plotting.draw([], columns=2)
+    with pytest.raises(TypeError, match=r"such as \[panel\], got one Panel"):
+        plotting.draw(panels[0])
+    with pytest.raises(ValueError, match=r"curves\['a'\] .* got \(3,\)"):
+        plotting.loss_curves({"a": np.ones(3)})
 
 
 def test_response_of_adam():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from networks import random_weights
 
-from l2l_jax import Learned, dm_init, load, save
+from l2l_jax import Learned, LongrunParams, dm_init, load, save
 
 LEARNED = {
     "rnnprop": Learned(
@@ -321,3 +321,35 @@ def test_wrong_arguments(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         save(tmp_path / "a.npz", LEARNED["dm"]._replace(config={"p": object()}))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("learned", "error", "text"),
+    [
+        (LEARNED["dm"].params, TypeError, "learned must be Learned, got DMParams"),
+        (LEARNED["dm"]._replace(kind="rnnprop"), ValueError, "'step_size'.* got 'p'"),
+        (Learned("longrun", LEARNED["dm"].params), TypeError, "LongrunParams, got DM"),
+        (LEARNED["dm"]._replace(config={"rate": 1}), ValueError, "'p', .* got 'rate'"),
+        (LEARNED["dm"]._replace(config=None), TypeError, "config must be dict"),
+        (
+            LEARNED["longrun"]._replace(params=LongrunParams(jnp.full((5, 4), np.nan))),
+            ValueError,
+            "factor.npy holds numbers that are not finite",
+        ),
+        (
+            Learned("longrun", LongrunParams(jnp.ones((5, 4), jnp.bfloat16))),
+            ValueError,
+            "must be float16, float32 or float64",
+        ),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(learned, error, text, tmp_path):
+    with pytest.raises(error, match=text):
+        save(tmp_path / "a.npz", learned)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_error_names_the_file_that_was_asked_for(tmp_path):
+    path = tmp_path / "nowhere" / "a.npz"
+    with pytest.raises(FileNotFoundError, match=f"'{path}'$"):
+        save(path, LEARNED["dm"])

@@ -6,8 +6,11 @@ Use one: `load_pretrained`, `rnnprop_transform`, `dm_transform`, `longrun_transf
 `partitioned`, one by another with `weights_in_state`. Compare: `evaluator`. Tasks on
 data are in `l2l_jax.tasks`, estimators of the meta-gradient in `l2l_jax.estimators`,
 hand-written optimizers in `l2l_jax.baselines`, resumable runs in `l2l_jax.runs`,
-pictures in `l2l_jax.plotting`.
+pictures in `l2l_jax.plotting`, of what a rule does from `l2l_jax.probe`.
 """
+
+import importlib
+from typing import Any
 
 from l2l_jax.convex import combine, convex_task
 from l2l_jax.evaluate import Evaluation, Evaluator, evaluator
@@ -109,3 +112,16 @@ __all__ = [
     "unroll",
     "weights_in_state",
 ]
+
+# They are imported when they are asked for.
+_MODULES = ("baselines", "plotting", "probe", "runs")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tomllib
 
+import pytest
+
 import l2l_jax
 
 PACKAGE = pathlib.Path(l2l_jax.__file__).parent
@@ -38,6 +40,21 @@ def test_importing_starts_nothing_and_reads_nothing(tmp_path):
     assert "jax" in modules.split()
     assert not files
     assert not list(tmp_path.iterdir())
+
+
+def test_the_other_modules_are_imported_when_asked_for():
+    """They are named in documentation as attributes; nobody imports them before."""
+    program = """
+import sys, l2l_jax
+names = ["baselines", "plotting", "probe", "runs"]
+before = [name for name in names if f"l2l_jax.{name}" in sys.modules]
+print(before, {*names} <= {*dir(l2l_jax)}, callable(l2l_jax.runs.run), end="")
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[] True True"
+    with pytest.raises(AttributeError, match="no attribute 'trainers'"):
+        _ = l2l_jax.trainers
 
 
 def test_types_and_version_are_there():

@@ -154,7 +154,7 @@ def trainings(task: Task, estimator: estimators.Estimator) -> Callable:
         key = jax.random.fold_in(jax.random.key(FLAGS.seed), seed)
         state, skipped = one.init(key), 0
         # Compiles, for all horizons and seeds.
-        one.iterate(state, key, 0)
+        one.iterate(state, key, jnp.int32(0))
         begin = time.process_time()
         segments = horizon // length
         for i in range(-(-FLAGS.updates // segments)):

@@ -28,10 +28,10 @@ class MetaTrainer(NamedTuple):
       init: `init(key) -> MetaState`.
       iterate: `iterate(state, key, num_segments) -> (MetaState, metrics)`, compiled:
         one episode (or `meta_batch` at once) of `num_segments` segments, φ updated
-        after each. `num_segments` may change without a new compilation. `metrics` is a
-        dict of scalars: "train_loss", "gradient_norm", "update_norm" are means over the
-        segments that were not skipped (NaN if none was left), "skipped" counts the
-        others.
+        after each. `num_segments`, a positive int or an array, may change without a new
+        compilation. `metrics` is a dict of scalars: "train_loss", "gradient_norm",
+        "update_norm" are means over the segments that were not skipped (NaN if none was
+        left), "skipped" counts the others.
       program: what `iterate` calls with the task's data in front, for those who want to
         lower it: `program(data, state, key, num_segments)`.
     """

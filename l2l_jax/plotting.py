@@ -331,6 +331,8 @@ def _draw_lines(axis: Axes, panel: Panel) -> dict[str, Any]:
     if "x" in panel.log and positive["x"]:
         axis.set_xscale("log")
         _plain_ticks(axis.xaxis)
+    elif all(np.all(np.mod(line.x, 1) == 0) for line in panel.lines):
+        _whole_ticks(axis.xaxis)
     if "y" in panel.log and positive["y"]:
         axis.set_yscale("log")
         _plain_ticks(axis.yaxis)
@@ -351,6 +353,14 @@ def _plain_ticks(axis: Axis) -> None:
 
     axis.set_major_formatter(Plain())
     axis.set_minor_formatter(Plain(minor_thresholds=(1.2, 0.4)))
+
+
+def _whole_ticks(axis: Axis) -> None:
+    """No step 2.5."""
+    from matplotlib.ticker import MaxNLocator
+
+    steps = [1, 2, 2.5, 5, 10]  # as by default
+    axis.set_major_locator(MaxNLocator("auto", steps=steps, integer=True))
 
 
 def _draw_map(axis: Axes, panel: Map) -> None:

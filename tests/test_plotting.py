@@ -38,6 +38,16 @@ def test_curves_are_those_of_runs_that_stay_finite():
     assert axis.get_ylabel() == "minibatch loss (nats)"
 
 
+def test_whole_numbers_have_whole_ticks():
+    """Steps; on an axis with fractions, such as seconds, ticks may be fractions."""
+    line = plotting.Line("a", np.arange(11), np.ones(11))
+    panel = plotting.Panel("", "step", "loss", [line])
+    half = panel._replace(lines=[line._replace(x=np.arange(11) / 4)])
+    whole, fractions = drawn(panel, half).axes
+    assert not np.any(whole.get_xticks() % 1)
+    assert np.any(fractions.get_xticks() % 1)
+
+
 def test_rates_that_lose_runs_are_left_out():
     table = [
         {"rate": 0.1, "mean": 2.0, "stderr": 0.1, "not_finite": 0},

@@ -87,6 +87,8 @@ def load_dataset(
     if source == "tfds":
         return load_tfds(name, split, data_dir)
     load_files = {"mnist": load_mnist, "cifar10": load_cifar10}[name]
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise FileNotFoundError(f"data_dir {data_dir} is no directory")
     if data_dir is None:
         raise ValueError(
             f"data_dir must name the directory of the official files of {name}, got"

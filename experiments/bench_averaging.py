@@ -23,30 +23,37 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, report, task_table
+from experiments import common, options, report, task_table
 from experiments.learning import learn
 from l2l_jax import evaluator, learned_optimizer, meta_trainer, plotting
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("tasks", ["quadratic", "digits_mlp"], "What is optimized.")
-flags.DEFINE_list("optimizers", ["rnnprop", "dm"], "What is learned.")
-flags.register_validator(
-    "optimizers", lambda names: set(names) <= {"rnnprop", "dm"}, "known are rnnprop, dm"
+options.define_names(
+    "tasks", ["quadratic", "digits_mlp"], task_table.TASKS, "What is optimized."
 )
-flags.DEFINE_list("num_iterations", ["2000", "80"], "Of meta-training, for each task.")
+options.define_names(
+    "optimizers", ["rnnprop", "dm"], ["rnnprop", "dm"], "What is learned."
+)
+options.define_numbers(
+    "num_iterations", [2000, 80], "Of meta-training, for all tasks or for each."
+)
+flags.register_multi_flags_validator(
+    ["tasks", "num_iterations"],
+    lambda given: len(given["num_iterations"]) in (1, len(given["tasks"])),
+    "--num_iterations must be one number, or one for each of --tasks",
+)
 flags.DEFINE_integer("units", 5, "Averaged units of each layer.", lower_bound=1)
 flags.DEFINE_integer("hidden_size", 20, "Of the two layers.", lower_bound=1)
 flags.DEFINE_integer("num_seeds", 3, "Meta-trainings of each.", lower_bound=2)
 flags.DEFINE_integer("num_steps", 100, "Steps of a run.", lower_bound=20)
 flags.DEFINE_integer("num_runs", 50, "Runs of each learned one.", lower_bound=2)
-flags.DEFINE_float("meta_learning_rate", 1e-3, "Of Adam, the outer optimizer.")
-flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
-flags.mark_flag_as_required("outdir")
+options.define_float("meta_learning_rate", 1e-3, "Of Adam, the outer optimizer.", 0)
+options.define_outdir(required=True)
 
 
 def compare(name: str, kind: str, num_iterations: int) -> tuple[dict, list]:
     """A row of the table, and two lines of the picture."""
-    task = task_table.make_task(name)
+    task = task_table.make_task(name, FLAGS.data_dir, FLAGS.data_source)
     sizes = {"hidden_sizes": (FLAGS.hidden_size,) * 2}
     finals, seconds, lines = [], [], []
     for units, colour in zip((0, FLAGS.units), plotting.COLOURS, strict=False):
@@ -87,9 +94,13 @@ def compare(name: str, kind: str, num_iterations: int) -> tuple[dict, list]:
 def main(argv: list[str]) -> None:
     """Learns, compares, prints and writes."""
     del argv
+    task_table.check_data(FLAGS.tasks, FLAGS.data_dir, FLAGS.data_source)
     directory = report.new_directory(FLAGS.outdir)
     rows, panels = [], []
-    budgets = zip(FLAGS.tasks, map(int, FLAGS.num_iterations), strict=True)
+    numbers = FLAGS.num_iterations
+    if len(numbers) == 1:
+        numbers = numbers * len(FLAGS.tasks)
+    budgets = zip(FLAGS.tasks, numbers, strict=True)
     jobs = list(itertools.product(budgets, FLAGS.optimizers))
     for (name, num_iterations), kind in common.progress(jobs, str):
         row, lines = compare(name, kind, num_iterations)
@@ -102,7 +113,7 @@ if __name__ == "__main__":
     common.run(
         main,
         quick={
-            "num_iterations": ["4", "2"],
+            "num_iterations": [2],
             "num_seeds": 2,
             "num_runs": 2,
             "num_steps": 20,

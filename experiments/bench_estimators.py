@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, report
+from experiments import common, options, report
 from l2l_jax import (
     Task,
     estimators,
@@ -43,18 +43,22 @@ from l2l_jax import (
 
 FLAGS = flags.FLAGS
 common.define_task("digits_mlp", "What is optimized.")
-flags.DEFINE_list("horizons", ["100", "400"], "Steps of an episode.")
+options.define_numbers("horizons", [100, 400], "Steps of an episode.")
 flags.DEFINE_integer("segment_length", 20, "Steps of a truncation.", lower_bound=1)
+flags.register_multi_flags_validator(
+    ["horizons", "segment_length"],
+    lambda given: not any(n % given["segment_length"] for n in given["horizons"]),
+    "--segment_length must divide all --horizons",
+)
 flags.DEFINE_integer("updates", 160, "Of the weights, in each training.", lower_bound=1)
 flags.DEFINE_integer("episodes", 4, "At once, four rollouts each.", lower_bound=1)
-flags.DEFINE_list("rates", ["0.01", "0.05"], "Of Adam, the outer optimizer.")
-flags.DEFINE_float("sigma", 0.1, "Of the perturbations.", lower_bound=0)
+options.define_numbers("rates", [0.01, 0.05], "Of Adam, the outer optimizer.", float, 0)
+options.define_float("sigma", 0.1, "Of the perturbations.", 0)
 flags.DEFINE_integer("num_seeds", 3, "Paired trainings.", lower_bound=2)
 flags.DEFINE_integer("num_runs", 20, "Held-out episodes of each.", lower_bound=1)
 flags.DEFINE_integer("num_estimates", 10_000, "On the quadratic.", lower_bound=2)
 flags.DEFINE_integer("seed", 0, "Of all randomness.")
-flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
-flags.mark_flag_as_required("outdir")
+options.define_outdir(required=True)
 
 ROLLOUTS = 4  # of an episode, for an estimator that perturbs weights
 STEPS = 64  # of the quadratic's episode
@@ -183,17 +187,16 @@ def learned(task: Task) -> list[dict]:
     validation, test = jax.random.split(jax.random.key(FLAGS.seed + 10**6))
     measure = held_out(task)
     nominal = learned_optimizer("longrun").init(test)
-    horizons = [int(horizon) for horizon in FLAGS.horizons]
-    base = {horizon: measure(nominal, horizon, test) for horizon in horizons}
+    base = {horizon: measure(nominal, horizon, test) for horizon in FLAGS.horizons}
     rows = []
     trained_by = {
         name: trainings(task, estimator)
         for name, estimator in all_estimators(FLAGS.sigma).items()
     }
-    jobs = list(itertools.product(trained_by, horizons))
+    jobs = list(itertools.product(trained_by, FLAGS.horizons))
     for name, horizon in common.progress(jobs, lambda job: f"{job[0]}, {job[1]} steps"):
         best = None
-        for rate in map(float, FLAGS.rates):
+        for rate in FLAGS.rates:
             runs = [
                 trained_by[name](horizon, rate, seed) for seed in range(FLAGS.num_seeds)
             ]
@@ -260,11 +263,11 @@ def panels(noise: list[dict], results: list[dict]) -> list[plotting.Panel]:
 def main(argv: list[str]) -> None:
     """Measures, prints and writes."""
     del argv
+    task = common.task()
     directory = report.new_directory(FLAGS.outdir)
     noise = bias_and_noise(FLAGS.sigma)
     print(report.table(noise, list(noise[0])))
     report.write_csv(directory / "bias_and_noise.csv", noise)
-    task = common.task()
     results = learned(task)
     results.sort(key=lambda row: row["horizon"])
     report.write_result(directory / "estimators", results, panels(noise, results))
@@ -274,9 +277,9 @@ if __name__ == "__main__":
     common.run(
         main,
         quick={
-            "horizons": ["20", "40"],
+            "horizons": [20, 40],
             "updates": 2,
-            "rates": ["0.01"],
+            "rates": [0.01],
             "num_seeds": 2,
             "num_runs": 2,
             "num_estimates": 100,

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, report
+from experiments import common, options, report
 from l2l_jax import (
     Task,
     evaluator,
@@ -40,14 +40,13 @@ FLAGS = flags.FLAGS
 common.define_task("digits_cnn_small", "What is optimized, a convolutional network.")
 flags.register_validator("task", lambda name: "_cnn_" in name, "must be a CNN")
 flags.DEFINE_enum("start", "shipped", ["shipped", "fresh"], "The first weights.")
-flags.DEFINE_list("hidden_sizes", ["20", "20"], "Of each fresh LSTM.")
+options.define_numbers("hidden_sizes", [20, 20], "Of each fresh LSTM.")
 flags.DEFINE_integer("num_iterations", 20, "Episodes of meta-training.", lower_bound=1)
 flags.DEFINE_integer("num_steps", 60, "Of an episode; 20 a segment.", lower_bound=20)
-flags.DEFINE_float("meta_learning_rate", 1e-3, "Of Adam, the outer optimizer.")
+options.define_float("meta_learning_rate", 1e-3, "Of Adam, the outer optimizer.", 0)
 flags.DEFINE_integer("num_seeds", 3, "Meta-trainings of each.", lower_bound=2)
 flags.DEFINE_integer("num_runs", 5, "Held-out runs of each.", lower_bound=2)
-flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
-flags.mark_flag_as_required("outdir")
+options.define_outdir(required=True)
 
 GROUPS = ("conv", "dense")
 RATES = range(6, 16, 2)  # of Adam, k of 2^(-k/2)
@@ -98,9 +97,9 @@ def row(name: str, losses: np.ndarray, **more) -> dict:
 def main(argv: list[str]) -> None:
     """Measures, prints and writes."""
     del argv
-    directory = report.new_directory(FLAGS.outdir)
     task, held_out = map(common.task, ("train", "test"))
-    sizes = {"hidden_sizes": tuple(map(int, FLAGS.hidden_sizes))}
+    directory = report.new_directory(FLAGS.outdir)
+    sizes = {"hidden_sizes": tuple(FLAGS.hidden_sizes)}
     one = learned_optimizer("dm", sizes)
     several = partitioned(dict.fromkeys(GROUPS, one), labels)
     starts = [one.init(jax.random.key(seed)) for seed in range(FLAGS.num_seeds)]

@@ -17,19 +17,20 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, report, timing
+from experiments import common, options, report, timing
 from l2l_jax import Task, lazy_updates, load_pretrained, plotting, start_episode, unroll
 
 FLAGS = flags.FLAGS
 common.define_task("mnist_mlp", "What is optimized.")
-flags.DEFINE_string("name", "rnnprop", "The optimizer that ships.")
-flags.DEFINE_list("every", ["2", "4", "8"], "Numbers k.")
-flags.DEFINE_float("tolerance", 0.1, "Of the plateau, see `lazy_updates`.")
+flags.DEFINE_enum(
+    "name", "rnnprop", ["rnnprop", "dm", "longrun"], "The optimizer that ships."
+)
+options.define_numbers("every", [2, 4, 8], "Numbers k.")
+options.define_float("tolerance", 0.1, "Of the plateau, see `lazy_updates`.", 0)
 flags.DEFINE_integer("num_steps", 1000, "Steps of each run.", lower_bound=50)
 flags.DEFINE_integer("num_runs", 3, "Paired runs.", lower_bound=2)
 flags.DEFINE_integer("seed", 0, "Of all randomness.")
-flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
-flags.mark_flag_as_required("outdir")
+options.define_outdir(required=True)
 
 POINTS = 50  # of a curve, each the mean of the steps since the last
 
@@ -38,7 +39,7 @@ def variants(name: str) -> dict:
     """Name -> transformation, always one that counts its evaluations."""
     tx = load_pretrained(name).transform()
     found = {"every step": lazy_updates(tx, 1)}
-    for k in map(int, FLAGS.every):
+    for k in FLAGS.every:
         found[f"every {k}"] = lazy_updates(optax.chain(tx, optax.scale(1 / k)), k)
         found[f"every {k} on a plateau"] = lazy_updates(
             tx, k, tolerance=FLAGS.tolerance
@@ -66,8 +67,8 @@ def program(task: Task, tx: optax.GradientTransformation) -> Callable:
 def main(argv: list[str]) -> None:
     """Measures, prints and writes."""
     del argv
-    directory = report.new_directory(FLAGS.outdir)
     task = common.task()
+    directory = report.new_directory(FLAGS.outdir)
     keys = jax.random.split(jax.random.key(FLAGS.seed), FLAGS.num_runs)
     runs = {name: program(task, tx) for name, tx in variants(FLAGS.name).items()}
     times = timing.interleaved(
@@ -110,4 +111,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, quick={"num_steps": 100, "num_runs": 2, "every": ["4"]})
+    common.run(main, quick={"num_steps": 100, "num_runs": 2, "every": [4]})

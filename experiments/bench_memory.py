@@ -16,18 +16,24 @@ import concurrent.futures
 import itertools
 import multiprocessing
 import re
+import signal
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments import common, timing
+from experiments import common, options, timing
 from l2l_jax import rnnprop_init, rnnprop_transform, state_sharding
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list(
-    "sizes", ["10000000", "100000000"], "Numbers of parameters; multiples of 8,000."
+options.define_numbers(
+    "sizes", [10_000_000, 100_000_000], "Numbers of parameters; multiples of 8,000."
+)
+flags.register_validator(
+    "sizes",
+    lambda sizes: not any(size % 8000 for size in sizes),
+    "must be multiples of 8,000",
 )
 flags.DEFINE_integer("largest", 10_000_000, "Most parameters that are allocated.")
 timing.define_outdir()
@@ -88,7 +94,9 @@ def measure(devices: tuple[int, int], size: int, run: bool) -> dict:
 def apart(*args) -> dict:
     """`measure` in a fresh process, so that the peak is its own."""
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+    # Ctrl-C ends it without a traceback of its own.
+    ending = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
+    with concurrent.futures.ProcessPoolExecutor(1, context, **ending) as pool:
         return pool.submit(measure, *args).result()
 
 
@@ -96,13 +104,14 @@ def main(argv: list[str]) -> None:
     """Measures and reports."""
     del argv
     path = timing.result_file("memory.json")
-    result: dict[str, dict] = {size: {} for size in FLAGS.sizes}
+    result: dict[int, dict] = {size: {} for size in FLAGS.sizes}
     jobs = list(itertools.product(FLAGS.sizes, LAYOUTS))
-    for size, name in common.progress(jobs, " parameters, ".join):
-        run = int(size) <= FLAGS.largest
-        result[size][name] = apart(LAYOUTS[name], int(size), run)
+    for size, name in common.progress(
+        jobs, lambda job: f"{job[0]:,} parameters, {job[1]}"
+    ):
+        result[size][name] = apart(LAYOUTS[name], size, size <= FLAGS.largest)
     timing.write(path, {"sizes": result, "machine": timing.machine()})
 
 
 if __name__ == "__main__":
-    common.run(main, quick={"sizes": ["16000"], "largest": 20_000})
+    common.run(main, quick={"sizes": [16_000], "largest": 20_000})

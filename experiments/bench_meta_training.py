@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, floor, timing
+from experiments import common, floor, options, timing
 from l2l_jax import (
     combine,
     convex_task,
@@ -27,7 +27,7 @@ from l2l_jax.tasks import MLP, Dataset, classification_task
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("optimizer", "rnnprop", ["rnnprop", "dm"], "Kind of the optimizer.")
-flags.DEFINE_list("hidden_sizes", ["20", "20"], "Hidden units of each LSTM layer.")
+options.define_numbers("hidden_sizes", [20, 20], "Hidden units of each LSTM layer.")
 flags.DEFINE_integer(
     "input_size", 20, "Units of RNNprop's layer in front of the LSTM.", lower_bound=1
 )
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     del argv
     devices = common.devices()
     path = timing.result_file("meta_training.json")
-    sizes = [int(size) for size in FLAGS.hidden_sizes]
+    sizes = FLAGS.hidden_sizes
     task, coordinates = base_mlp()
     coordinates *= FLAGS.meta_batch
     arguments, inputs = {"hidden_sizes": tuple(sizes)}, 2
@@ -121,4 +121,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, quick={"hidden_sizes": ["4"], "repeats": 2})
+    common.run(main, quick={"hidden_sizes": [4], "repeats": 2})

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, report
+from experiments import common, options, report
 from l2l_jax import (
     MetaTrainer,
     evaluator,
@@ -40,9 +40,10 @@ common.define_task("quadratic", "What is optimized.")
 flags.DEFINE_integer("num_iterations", 80, "Episodes of 100 steps.", lower_bound=4)
 flags.DEFINE_integer("num_seeds", 3, "Meta-trainings of each.", lower_bound=2)
 flags.DEFINE_integer("num_runs", 50, "Held-out runs of each.", lower_bound=2)
-flags.DEFINE_list("rates", ["1e-2", "3e-2", "1e-1"], "Of which the best is taken.")
-flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
-flags.mark_flag_as_required("outdir")
+options.define_numbers(
+    "rates", [0.01, 0.03, 0.1], "Of which the best is taken.", float, 0
+)
+options.define_outdir(required=True)
 
 STEPS, SEGMENT = 100, 20
 POINTS = 16  # of a curve of meta-training
@@ -95,8 +96,8 @@ def train(
 def main(argv: list[str]) -> None:
     """Measures, prints and writes."""
     del argv
-    directory = report.new_directory(FLAGS.outdir)
     task, held_out = map(common.task, ("train", "test"))
+    directory = report.new_directory(FLAGS.outdir)
     optimizer = learned_optimizer("rnnprop")
     evaluate = evaluator(held_out, optimizer.transform).evaluate
     shipped = {name: load_pretrained(name).params for name in ("rnnprop", "longrun")}
@@ -106,7 +107,7 @@ def main(argv: list[str]) -> None:
         weights = {"phi": phi, "rate": jnp.float32(0)}
         outer = weights_in_state(OUTER[name], weights)
         trainers[name] = meta_trainer(task, optimizer, outer, segment_length=SEGMENT)
-    rates = [float(rate) for rate in FLAGS.rates]
+    rates = FLAGS.rates
     ways = {
         "Adam, the papers' rate": Way("adam", (), False, [PAPERS]),
         "Adam": Way("adam", (), False, rates),
@@ -195,5 +196,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     common.run(
         main,
-        quick={"num_iterations": 4, "num_seeds": 2, "num_runs": 2, "rates": ["1e-2"]},
+        quick={"num_iterations": 4, "num_seeds": 2, "num_runs": 2, "rates": [0.01]},
     )

@@ -30,7 +30,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, report
+from experiments import common, options, report
 from experiments.learning import learn
 from l2l_jax import (
     Task,
@@ -47,20 +47,21 @@ from l2l_jax import (
 from l2l_jax.baselines import BASELINES, tune
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list(
-    "dims", ["10", "100"], "Of the random quadratics; learned on the 1st."
+options.define_numbers(
+    "dims", [10, 100], "Of the random quadratics; learned on the 1st."
 )
-flags.DEFINE_float("condition", 1e4, "Of the ill-conditioned ones.", lower_bound=1)
+options.define_float("condition", 1e4, "Of the ill-conditioned ones.", 1)
 flags.DEFINE_integer("num_iterations", 600, "Of meta-training.", lower_bound=1)
 flags.DEFINE_integer("meta_batch", 8, "Episodes at once.", lower_bound=1)
 flags.DEFINE_integer("num_segments", 5, "Of 20 steps, of an episode.", lower_bound=1)
-flags.DEFINE_float("meta_learning_rate", 3e-3, "Of Adam, falling to 0 as a cosine.")
+options.define_float(
+    "meta_learning_rate", 3e-3, "Of Adam, falling to 0 as a cosine.", 0
+)
 flags.DEFINE_bool("second_order", False, "Whether meta-gradients know that y = H·s.")
 flags.DEFINE_integer("num_seeds", 3, "Meta-trainings of each.", lower_bound=2)
 flags.DEFINE_integer("num_steps", 400, "Steps of a run.", lower_bound=8)
 flags.DEFINE_integer("num_runs", 32, "Runs of each.", lower_bound=2)
-flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
-flags.mark_flag_as_required("outdir")
+options.define_outdir(required=True)
 
 # Sizes, hyper-parameters, and the share of the outer rate.
 LEARNED = {
@@ -189,7 +190,7 @@ def main(argv: list[str]) -> None:
     """Learns, compares, prints and writes."""
     del argv
     directory = report.new_directory(FLAGS.outdir)
-    tasks = {f"{n} dimensions": quadratic_task(int(n)) for n in FLAGS.dims}
+    tasks = {f"{n} dimensions": quadratic_task(n) for n in FLAGS.dims}
     phis = {
         name: learn_all(next(iter(tasks.values())), *how)
         for name, how in common.progress(LEARNED.items(), lambda item: item[0])
@@ -218,7 +219,7 @@ if __name__ == "__main__":
     common.run(
         main,
         quick={
-            "dims": ["4", "6"],
+            "dims": [4, 6],
             "num_iterations": 2,
             "num_seeds": 2,
             "num_steps": 20,

@@ -15,20 +15,21 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, report, task_table
+from experiments import common, options, report, task_table
 from experiments.learning import learn
 from l2l_jax import evaluator, learned_optimizer, meta_trainer, plotting, random_scaling
 
 FLAGS = flags.FLAGS
 common.define_task("digits_mlp", "What is learned on, in episodes of 100 steps.")
-flags.DEFINE_string("test", "digits_mlp_relu", "What is then optimized.")
+flags.DEFINE_enum(
+    "test", "digits_mlp_relu", task_table.TASKS, "What is then optimized."
+)
 flags.DEFINE_integer("num_iterations", 600, "Episodes of meta-training.", lower_bound=1)
 flags.DEFINE_integer("num_seeds", 3, "Meta-seeds.", lower_bound=2)
 flags.DEFINE_integer("num_runs", 20, "Runs of each learned one.", lower_bound=1)
 flags.DEFINE_integer("num_steps", 1000, "Of these runs.", lower_bound=1)
-flags.DEFINE_float("bound", 3.0, "L, of every variant.", lower_bound=0)
-flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
-flags.mark_flag_as_required("outdir")
+options.define_float("bound", 3.0, "L, of every variant.", 0)
+options.define_outdir(required=True)
 
 # name: arguments of `random_scaling`; None: not at all.
 VARIANTS: dict[str, dict[str, Any] | None] = {
@@ -57,7 +58,6 @@ def learn_under(variant: dict[str, Any] | None) -> list[Any]:
 def main(argv: list[str]) -> None:
     """Learns, compares, prints and writes."""
     del argv
-    directory = report.new_directory(FLAGS.outdir)
     tests = {
         name: evaluator(
             task_table.make_task(name, FLAGS.data_dir, FLAGS.data_source),
@@ -65,6 +65,7 @@ def main(argv: list[str]) -> None:
         )
         for name in (FLAGS.task, FLAGS.test)
     }
+    directory = report.new_directory(FLAGS.outdir)
     key = jax.random.key(FLAGS.num_seeds)
     rows, lines = [], []
     for (name, variant), colour in zip(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common, report, timing
+from experiments import common, options, report, timing
 from l2l_jax import evaluator, load_pretrained
 
 FLAGS = flags.FLAGS
@@ -20,7 +20,12 @@ common.define_task("mnist_mlp", "What is optimized.")
 flags.DEFINE_integer("num_steps", 10_000, "Steps of each run.", lower_bound=1)
 flags.DEFINE_integer("num_runs", 3, "Paired runs.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Of all randomness.")
-flags.DEFINE_list("names", ["rnnprop", "dm"], "Optimizers that ship.")
+options.define_names(
+    "names",
+    ["rnnprop", "dm"],
+    ["rnnprop", "dm"],
+    "Optimizers that ship and have a state_dtype.",
+)
 timing.define_outdir()
 
 VARIANTS = {
@@ -88,8 +93,8 @@ def compare(name: str, task, key: jax.Array) -> list[dict]:
 def main(argv: list[str]) -> None:
     """Measures and writes."""
     del argv
-    path = timing.result_file("state_dtype.json")
     task = common.task()
+    path = timing.result_file("state_dtype.json")
     rows = [
         row
         for name in FLAGS.names

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
-from experiments import common, floor, timing
+from experiments import common, floor, options, timing
 from l2l_jax import (
     dm_init,
     dm_transform,
@@ -29,7 +29,9 @@ from l2l_jax import (
 )
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("sizes", ["15910", "1000000", "10000000"], "Numbers of parameters.")
+options.define_numbers(
+    "sizes", [15_910, 1_000_000, 10_000_000], "Numbers of parameters."
+)
 flags.DEFINE_integer("repeats", 7, "Counted calls of each program.", lower_bound=1)
 timing.define_outdir()
 
@@ -143,11 +145,13 @@ def main(argv: list[str]) -> None:
     """Measures and reports."""
     del argv
     path = timing.result_file("step.json")
-    result: dict[str, dict] = {size: {} for size in FLAGS.sizes}
+    result: dict[int, dict] = {size: {} for size in FLAGS.sizes}
     found = optimizers()
     jobs = list(itertools.product(FLAGS.sizes, found))
-    for size, name in common.progress(jobs, " parameters, ".join):
-        result[size][name] = measure(*found[name], int(size))
+    for size, name in common.progress(
+        jobs, lambda job: f"{job[0]:,} parameters, {job[1]}"
+    ):
+        result[size][name] = measure(*found[name], size)
     timing.write(
         path,
         {
@@ -159,4 +163,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, quick={"sizes": ["15910"], "repeats": 2})
+    common.run(main, quick={"sizes": [15_910], "repeats": 2})

@@ -31,6 +31,7 @@ from l2l_jax.tasks import accuracy
 
 POINTS = 500  # of a stored curve, at most
 LONG = 10_000  # steps from which there are fewer runs
+STOPPED = "stopped; the same command goes on from here"
 
 
 class NotStoredError(LookupError):
@@ -131,11 +132,11 @@ def read_weights(
     }
     for entry in files:
         name, _, path = entry.partition("=")
-        if name not in names or not path:
-            raise ValueError(
-                f"weights {entry!r} must be name=file; known names are"
-                f" {', '.join(names)}"
-            )
+        known = f"known names are {', '.join(names)}"
+        if not path:
+            raise ValueError(f"weights {entry!r} must be name=file; {known}")
+        if name not in names:
+            raise ValueError(f"the name in weights {entry!r} is unknown; {known}")
         paths[name] = pathlib.Path(path)
     return {
         name: Weights(

@@ -1,16 +1,18 @@
 """What all binaries share: the flags of the data, and errors without a traceback."""
 
+import logging
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 from absl import app, flags
 
-from experiments import task_table
+from experiments import options, task_table
 from l2l_jax import Task
 
 Item = TypeVar("Item")
@@ -32,8 +34,10 @@ flags.DEFINE_string(
     "Directory in which compiled programs are kept for the next time; default: none.",
 )
 
+_DATA_FLAGS = ("data_dir", "data_source", "compilation_cache")
+
 # What a user can do something about; anything else is ours and keeps its traceback.
-_USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
+_USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, flags.Error)
 
 
 class _ListTasks(flags.BooleanFlag):
@@ -53,12 +57,7 @@ def define_task(default: str, text: str) -> None:
 
 def define_tasks(text: str) -> None:
     """Defines --task, one or several joined by commas, and --list_tasks."""
-    flags.DEFINE_list("task", None, text)
-    flags.register_validator(
-        "task",
-        lambda names: set(names or ()) <= set(task_table.TASKS),
-        f"known are {', '.join(task_table.TASKS)}",
-    )
+    options.define_names("task", None, task_table.TASKS, text)
     _define_list_tasks()
 
 
@@ -75,7 +74,7 @@ def define_evaluation() -> None:
         "num_runs", 20, "Runs, each with its own start and data order.", lower_bound=1
     )
     flags.DEFINE_integer("seed", 0, "Of all randomness.")
-    flags.DEFINE_string("outdir", None, "Directory of the results; made, must be new.")
+    options.define_outdir(required=True)
 
 
 def define_devices() -> None:
@@ -85,7 +84,7 @@ def define_devices() -> None:
         1,
         "Devices of each process among which meta-training is divided: its episodes, as"
         " far as there are several, and each one's coordinates. On a CPU, cores, and as"
-        " many as there are is fastest.",
+        " many as there are is fastest; more are accepted, and slow.",
         lower_bound=1,
     )
 
@@ -103,6 +102,11 @@ def define_processes() -> None:
         None,
         "Elsewhere: HOST:PORT of process 0, which listens there, the same for all.",
     )
+    flags.register_validator(
+        "coordinator_address",
+        lambda address: address is None or re.fullmatch(r".+:\d+", address),
+        "must be HOST:PORT",
+    )
     flags.DEFINE_integer("num_processes", None, "Their number.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Which one this is.", lower_bound=0)
     flags.DEFINE_integer(
@@ -118,6 +122,11 @@ def join_processes() -> None:
     named = ("coordinator_address", "num_processes", "process_id")
     given = {name: flags.FLAGS[name].value for name in named}
     missing = [f"--{name}" for name, value in given.items() if value is None]
+    if not missing and given["process_id"] >= given["num_processes"]:
+        raise ValueError(
+            f"--process_id={given['process_id']} must be below"
+            f" --num_processes={given['num_processes']}"
+        )
     if flags.FLAGS.distributed or not missing:
         jax.distributed.initialize(
             **given, heartbeat_timeout_seconds=flags.FLAGS.heartbeat_seconds
@@ -165,29 +174,49 @@ def progress(items: Collection[Item], words: Callable[[Item], str]) -> Iterator[
     layout = "{desc}: {n_fmt} of {total_fmt} |{bar}| {elapsed}, left {remaining}"
     bar = tqdm(items, bar_format=layout, smoothing=0, leave=False, disable=None)
     for item in bar:
-        bar.set_description(words(item))
+        bar.set_description_str(words(item))
         yield item
 
 
-def _spelt(value: Any) -> str:
-    return ",".join(value) if isinstance(value, list) else str(value)
+def _end(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        # An ordinary end would wait for the others, which wait for this one.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _settings(quick: Mapping[str, Any]) -> None:
+    """Gives flags that are not given what they stand for with --quick."""
+    for name, value in quick.items():
+        if not flags.FLAGS[name].present:
+            setattr(flags.FLAGS, name, value)
 
 
 def run(
-    main: Callable[[list[str]], None], quick: Mapping[str, Any] | None = None
+    main: Callable[[list[str]], None],
+    quick: Mapping[str, Any] | None = None,
+    stopped: str = "stopped",
+    computes: bool = True,
 ) -> None:
     """Calls `main` as `absl.app.run` does; user errors are one line, exit code 1.
 
-    Of several processes, one that fails ends at once, and JAX ends the others.
+    Ctrl-C is one line, too, and exit code 130. Of several processes, one that fails
+    ends at once, and JAX ends the others.
 
     Args:
       main: of the binary.
       quick: what flags stand for that are not given if --quick is, which is defined
         here; None: the binary has its own, or none.
+      stopped: what is said after Ctrl-C.
+      computes: whether the flags of the data and of compilation mean anything.
     """
     if quick is not None:
-        settings = ", ".join(f"--{name}={_spelt(x)}" for name, x in quick.items())
-        flags.DEFINE_bool("quick", False, f"A look, no result: {settings}.")
+        spelt = [f"--{name}={options.spelt(x)}" for name, x in quick.items()]
+        text = f"A look, no result: {', '.join(spelt)}."
+        flags.DEFINE_bool("quick", False, text)
+    for name in () if computes else _DATA_FLAGS:
+        delattr(flags.FLAGS, name)
 
     # --help shows what the main module defines, and would leave the shared ones out.
     for module, found in flags.FLAGS.flags_by_module_dict().items():
@@ -195,26 +224,27 @@ def run(
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
     def guarded(argv: list[str]) -> None:
-        if quick is not None and flags.FLAGS.quick:
-            for name, value in quick.items():
-                if not flags.FLAGS[name].present:
-                    setattr(flags.FLAGS, name, value)
-        if flags.FLAGS.compilation_cache:
-            jax.config.update(
-                "jax_compilation_cache_dir", flags.FLAGS.compilation_cache
-            )
+        # It tells, for one, of all backends that are not there.
+        logging.getLogger("jax").setLevel(logging.WARNING)
+        if argv[1:]:
+            stray = ", ".join(map(repr, argv[1:]))
+            _end(f"error: unknown arguments {stray}; flags begin with --", 1)
         try:
+            if quick is not None and flags.FLAGS.quick:
+                _settings(quick)
+            if computes and flags.FLAGS.compilation_cache:
+                cache = flags.FLAGS.compilation_cache
+                jax.config.update("jax_compilation_cache_dir", cache)
             main(argv)
-        except Exception as error:
-            message = f"error: {error}"
+        except KeyboardInterrupt:
+            _end(stopped, 130)
+        except _USER_ERRORS as error:
+            absent = isinstance(error, ModuleNotFoundError)
+            hint = "; pip install '.[experiments]'" if absent else ""
+            _end(f"error: {error}{hint}", 1)
+        except Exception:
             if not jax.distributed.is_initialized():
-                if isinstance(error, _USER_ERRORS):
-                    sys.exit(message)
                 raise
-            if not isinstance(error, _USER_ERRORS):
-                message = traceback.format_exc()
-            # An ordinary end would wait for the others, which wait for this one.
-            print(message, file=sys.stderr, flush=True)
-            os._exit(1)
+            _end(traceback.format_exc(), 1)
 
     app.run(guarded)

@@ -1,7 +1,7 @@
 r"""Compares Longrun with optimizers tuned for each task and horizon.
 
     python -m experiments.long_horizon --all --data_dir=DIR \
-        --cells=experiments/results/paper/cells
+        --cells=runs/paper/cells
 
 Writes the tables "unknown" (no optimizer knows the horizon, but a constant rate is
 tuned for it), "given" (Adam and AdamW with a cosine schedule over it), "validation",
@@ -16,7 +16,6 @@ is a look in minutes.
 """
 
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +27,7 @@ import l2l_jax
 from experiments import cells, common, horizons, paper, report, reproduce
 
 FLAGS = flags.FLAGS  # those of `reproduce`
-FLAGS.set_default("outdir", "experiments/results/long_horizon")
+FLAGS.set_default("outdir", "runs/long_horizon")
 
 TITLE = "Longrun against the best of each group"
 LONG = 101  # steps from which there are fewer runs
@@ -119,10 +118,7 @@ def main(argv: list[str]) -> None:
         weights |= cells.read_weights([], horizons.TRAINED_DIR, horizons.TRAINED)
     lab = reproduce.laboratory(directory, with_variants(weights), LONG)
     print(f"writing to {directory}, on {jax.devices()[0].device_kind}")
-    try:
-        lacking = reproduce.reproduce(lab, wanted, directory)
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    lacking = reproduce.reproduce(lab, wanted, directory)
     peek, most = lab._replace(compute=False), reproduce.QUICK_STEPS
     found = {}
     for evidence in horizons.EVIDENCE.values():
@@ -139,4 +135,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, stopped=cells.STOPPED)

@@ -5,14 +5,14 @@
 
 from absl import flags
 
-from experiments import common
+from experiments import common, options
 
 FLAGS = flags.FLAGS
 # By kind of optimizer, what flags left open stand for: the papers' two trainings, and
 # that of Longrun.
 _PAPERS = {
     "task": ["mnist_mlp"],
-    "hidden_sizes": ["20", "20"],
+    "hidden_sizes": [20, 20],
     "num_steps": 100,
     "segment_length": 20,
     "meta_batch": 1,
@@ -70,12 +70,14 @@ DEFAULTS = {
 }
 
 common.define_tasks("What the optimizer learns on; of several, one an iteration.")
-flags.DEFINE_string("workdir", None, "Directory of the run; made, never overwritten.")
+options.define_directory(
+    "workdir", None, "Directory of the run; made, never overwritten.", required=True
+)
 flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 flags.DEFINE_enum(
     "optimizer", "rnnprop", sorted(DEFAULTS), "Which kind of optimizer to learn."
 )
-flags.DEFINE_list("hidden_sizes", None, "Hidden units of each LSTM layer.")
+options.define_numbers("hidden_sizes", None, "Hidden units of each LSTM layer.")
 flags.DEFINE_integer(
     "signals",
     None,
@@ -97,11 +99,14 @@ flags.DEFINE_integer(
     "Steps between two updates of the optimizer's weights; divides --num_steps.",
     lower_bound=1,
 )
-flags.DEFINE_string(
+options.define_numbers(
     "loss_weights",
     None,
     "Weights of the losses of a segment in the meta-loss: 'last', 'mean', 'half',"
     " 'octaves' (not with bptt) or --segment_length numbers joined by commas.",
+    float,
+    None,
+    ("last", "mean", "half", "octaves"),
 )
 flags.DEFINE_bool("log_loss", None, "Take the meta-loss's logarithm.")
 flags.DEFINE_enum(
@@ -111,8 +116,8 @@ flags.DEFINE_enum(
     "How the meta-gradient is found, see l2l_jax.estimators; default but for Longrun:"
     " bptt.",
 )
-flags.DEFINE_float(
-    "sigma", None, "Of an estimator that perturbs weights; default: .1.", lower_bound=0
+options.define_float(
+    "sigma", None, "Of an estimator that perturbs weights; default: .1.", least=0
 )
 flags.DEFINE_integer(
     "particles",
@@ -120,17 +125,17 @@ flags.DEFINE_integer(
     "Rollouts of it an episode, two for each pair; default: 2.",
     lower_bound=2,
 )
-flags.DEFINE_float(
+options.define_float(
     "evolution",
     None,
     "Short for --estimator=evolution with this --sigma.",
-    lower_bound=0,
+    least=0,
 )
-flags.DEFINE_float(
+options.define_float(
     "scaling",
     None,
     "Bound L of Random Scaling of the task, factors exp(U[-L, L]); 0: none.",
-    lower_bound=0,
+    least=0,
 )
 flags.DEFINE_enum(
     "scaling_of",
@@ -156,18 +161,18 @@ flags.DEFINE_bool(
     None,
     "Combine the task with a random convex function of 20 coordinates.",
 )
-flags.DEFINE_float(
-    "convex_scaling", 1.0, "Bound of Random Scaling of the convex part.", lower_bound=0
+options.define_float(
+    "convex_scaling", 1.0, "Bound of Random Scaling of the convex part.", least=0
 )
-flags.DEFINE_float(
-    "meta_learning_rate", None, "Rate of Adam, the outer optimizer.", lower_bound=0
+options.define_float(
+    "meta_learning_rate", None, "Rate of Adam, the outer optimizer.", least=0
 )
-flags.DEFINE_float(
+options.define_float(
     "meta_decay",
     None,
     "Updates N after which that rate is halved, as 1 / (1 + i / N) does; default but"
     " for Longrun: never.",
-    lower_bound=0,
+    least=0,
 )
 flags.DEFINE_integer(
     "meta_accumulate",
@@ -176,9 +181,7 @@ flags.DEFINE_integer(
     " number of tasks; default but for Longrun: 1.",
     lower_bound=1,
 )
-flags.DEFINE_float(
-    "meta_clip", None, "Clip the meta-gradient to this norm.", lower_bound=0
-)
+options.define_float("meta_clip", None, "Clip the meta-gradient to this norm.", least=0)
 flags.DEFINE_integer(
     "meta_batch",
     None,
@@ -195,11 +198,11 @@ flags.DEFINE_integer("seed", 0, "Of all randomness.")
 flags.DEFINE_integer(
     "export_every", 1000, "Iterations between two files of weights.", lower_bound=1
 )
-flags.DEFINE_float(
+options.define_float(
     "checkpoint_minutes",
     2.0,
     "Minutes between two checkpoints, at most.",
-    lower_bound=0,
+    least=0,
 )
 flags.DEFINE_enum(
     "select",
@@ -209,7 +212,6 @@ flags.DEFINE_enum(
     " final loss of 10 runs on the validation split of the task, or its logarithm's"
     " mean if there are several.",
 )
-flags.mark_flag_as_required("workdir")
 
 
 def configuration(num_devices: int) -> dict:
@@ -220,9 +222,6 @@ def configuration(num_devices: int) -> dict:
         value = getattr(FLAGS, name)
         return default.get(name) if value is None else value
 
-    weights = given("loss_weights")
-    if weights not in ("last", "mean", "half", "octaves"):
-        weights = [float(w) for w in weights.split(",")]
     length, steps = given("segment_length"), given("num_steps")
     for name in ("num_steps", "min_steps"):
         if (given(name) or steps) % length:
@@ -239,8 +238,6 @@ def configuration(num_devices: int) -> dict:
     foreign = "hidden_sizes" if FLAGS.optimizer == "longrun" else "signals"
     if sizes.pop(foreign) is not None:
         raise ValueError(f"--optimizer={FLAGS.optimizer} has no --{foreign}")
-    if "hidden_sizes" in sizes:
-        sizes["hidden_sizes"] = [int(size) for size in sizes["hidden_sizes"]]
     config = {
         "optimizer": FLAGS.optimizer,
         "sizes": sizes,
@@ -253,7 +250,7 @@ def configuration(num_devices: int) -> dict:
         "num_steps": steps,
         "min_steps": given("min_steps"),
         "segment_length": length,
-        "loss_weights": weights,
+        "loss_weights": given("loss_weights"),
         "log_loss": given("log_loss") or None,
         **_estimator_flags(given("evolution")),
         "meta_learning_rate": given("meta_learning_rate"),

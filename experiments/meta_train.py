@@ -194,9 +194,9 @@ def main(argv: list[str]) -> None:
 
     again = [a for a in sys.argv[1:] if a not in ("--resume", "--resume=true")]
     command = shlex.join(["python", "-m", "experiments.meta_train", *again, "--resume"])
-    if first:
-        print(f"writing to {FLAGS.workdir}", flush=True)
     with runs.progress_bar() as progress:
+        if first:
+            print(f"writing to {FLAGS.workdir}", flush=True)
         runs.run(
             FLAGS.workdir,
             config,

@@ -1,6 +1,7 @@
 """Tables and pictures of evaluations, on the terminal and on disk."""
 
 import csv
+import importlib.util
 import json
 import os
 import pathlib
@@ -12,6 +13,10 @@ import numpy as np
 from l2l_jax.plotting import Panel, draw, loss_curves
 
 COLUMNS = ("task", "optimizer", "rate", "mean", "stderr", "median", "runs", "diverged")
+MEANING = (
+    "mean and stderr: of the final losses that are finite, also of diverged runs, which"
+    " ended above their start"
+)
 
 
 def new_directory(path: str) -> pathlib.Path:
@@ -19,7 +24,10 @@ def new_directory(path: str) -> pathlib.Path:
 
     Raises:
       FileExistsError: it is there and not empty; nothing is ever overwritten.
+      ModuleNotFoundError: what draws the pictures is missing.
     """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("No module named 'matplotlib'")
     directory = pathlib.Path(path)
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(

@@ -1,7 +1,7 @@
 r"""Repeats the tables and figures of the RNNprop paper, each cell beside the paper's.
 
     python -m experiments.reproduce --table=2,3,4 --figure=2,3,4,5,6,7,8,9 \
-        --data_dir=DIR --weights_dir=WEIGHTS --outdir=experiments/results/paper
+        --data_dir=DIR --weights_dir=WEIGHTS --outdir=runs/paper
 
 WEIGHTS holds `<name>.npz` of each learned optimizer, see `experiments.paper.WEIGHTS`;
 default are those that ship with the package. What has no weights stands as "-" and is
@@ -18,14 +18,22 @@ the grid.
 """
 
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 
 import jax
 from absl import flags
 
 import l2l_jax
-from experiments import cells, common, pages, paper, pictures, report
+from experiments import (
+    cells,
+    common,
+    options,
+    pages,
+    paper,
+    pictures,
+    report,
+    task_table,
+)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("table", [], "Tables, by number or name.")
@@ -52,8 +60,8 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_bool("compute", True, "Compute what is not stored.")
 flags.DEFINE_integer("seed", 0, "Of all randomness.")
-flags.DEFINE_string("outdir", "experiments/results/paper", "Directory of the results.")
-flags.DEFINE_string(
+options.define_outdir("runs/paper", "Directory of the results.")
+options.define_directory(
     "cells",
     None,
     "Directory of computed cells, which several comparisons may share; default: 'cells'"
@@ -135,6 +143,8 @@ def reproduce(
         for entry in dict.fromkeys(entries)
         if lab.compute and cells.outcome(peek, entry.cell).lacks == "not computed"
     }
+    names = [cell.task for cell in todo]
+    task_table.check_data(names, lab.data_dir, lab.source)
     lacking = []
     # Smoothing 0: the time left by the mean speed, in units of estimated cost.
     layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, left {remaining}"
@@ -143,7 +153,9 @@ def reproduce(
         for name, evidence in wanted.items():
             for cell in dict.fromkeys(entry.cell for entry in evidence.entries):
                 if cell in todo:
-                    bar.set_description(f"{cell.task}, {cell.steps}, {cell.optimizer}")
+                    bar.set_description_str(
+                        f"{cell.task}, {cell.steps}, {cell.optimizer}"
+                    )
                     cells.outcome(lab, cell)
                     bar.update(todo.pop(cell))
             lacking += write(lab, name, evidence, directory)
@@ -190,13 +202,10 @@ def main(argv: list[str]) -> None:
     weights = cells.read_weights(FLAGS.weights, FLAGS.weights_dir)
     lab = laboratory(directory, weights, cells.LONG)
     print(f"writing to {directory}, on {jax.devices()[0].device_kind}")
-    try:
-        lacking = reproduce(lab, wanted, directory)
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    lacking = reproduce(lab, wanted, directory)
     if lacking:
         print("\nmissing:", *lacking, sep="\n  ")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, stopped=cells.STOPPED)

@@ -21,22 +21,31 @@ import numpy as np
 from absl import flags
 
 import l2l_jax
-from experiments import cells, common, horizons, paper, report, task_table, timing
+from experiments import (
+    cells,
+    common,
+    horizons,
+    options,
+    paper,
+    report,
+    task_table,
+    timing,
+)
 from experiments.networks import STRUCTURES
 from l2l_jax import plotting, start_episode, unroll
 from l2l_jax.baselines import baseline
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("data", "digits", list(task_table.PIXEL_RANGES), "Which images.")
-flags.DEFINE_list("structures", list(STRUCTURES), "Which networks.")
-flags.DEFINE_list("num_steps", ["100", "1000"], "Lengths of the runs; curves: last.")
+options.define_names("structures", list(STRUCTURES), STRUCTURES, "Which networks.")
+options.define_numbers(
+    "num_steps", [100, 1000], "Lengths of the runs; curves: the longest."
+)
 flags.DEFINE_integer("num_runs", 20, "Paired runs of each.", lower_bound=2)
 flags.DEFINE_integer("seed", 0, "Of all randomness.")
 flags.DEFINE_bool("quick", False, "A look: hardly any runs and rates.")
-flags.DEFINE_string(
-    "outdir", "experiments/results/structures", "Directory of the results."
-)
-flags.DEFINE_string("cells", None, "Of computed cells; default: OUTDIR/cells.")
+options.define_outdir("runs/structures", "Directory of the results.")
+options.define_directory("cells", None, "Of computed cells; default: OUTDIR/cells.")
 
 OPTIMIZERS = {"adam": "Adam, tuned"} | horizons.OURS | paper.LEARNED
 TIMED = 20  # steps in one timed call
@@ -171,10 +180,9 @@ After {steps[-1]:,} steps; who is not there has diverged.
 def main(argv: list[str]) -> None:
     """Measures, writes and prints."""
     del argv
-    steps = sorted(map(int, FLAGS.num_steps))
-    if unknown := set(FLAGS.structures) - set(STRUCTURES):
-        known = ", ".join(STRUCTURES)
-        raise ValueError(f"unknown {', '.join(sorted(unknown))}; known are {known}")
+    steps = sorted(set(FLAGS.num_steps))
+    names = [f"{FLAGS.data}_{structure}" for structure in FLAGS.structures]
+    task_table.check_data(names, FLAGS.data_dir, FLAGS.data_source)
     directory = pathlib.Path(FLAGS.outdir) / ("quick" if FLAGS.quick else "")
     weights = cells.read_weights(
         [], pathlib.Path(l2l_jax.__file__).parent / "pretrained", horizons.WEIGHTS
@@ -183,6 +191,7 @@ def main(argv: list[str]) -> None:
         pathlib.Path(FLAGS.cells) if FLAGS.cells else directory / "cells",
         weights,
         FLAGS.data_dir,
+        FLAGS.data_source,
         seed=FLAGS.seed,
         num_runs=2 if FLAGS.quick else FLAGS.num_runs,
         quick=FLAGS.quick,
@@ -207,4 +216,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, stopped=cells.STOPPED)

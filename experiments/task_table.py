@@ -1,6 +1,6 @@
 """Names for optimizees: `<data>_<network>`, "sine_lstm…", "quadratic", "convex"."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import numpy as np
@@ -130,6 +130,25 @@ def make_task(
         # As in the paper; the other structures have initializers of their own.
         init_std=None if name.split("_", 1)[1] in STRUCTURES else 0.1,
     )
+
+
+def check_data(
+    names: Iterable[str], data_dir: str | None = None, source: str = "files"
+) -> None:
+    """Reads the data of those tasks once, to fail before anything long begins.
+
+    Args:
+      names: of tasks, of which those that need no files are passed over.
+      data_dir: as of `make_task`.
+      source: likewise.
+
+    Raises:
+      ValueError, OSError, ImportError, RuntimeError: as of `load_dataset`.
+    """
+    data = [name.split("_", 1)[0] for name in names if name not in FUNCTIONS]
+    for one in dict.fromkeys(HALVED.get(name, name) for name in data):
+        for split in ("train", "test") if one != "digits" else ():
+            load_dataset(one, split, data_dir, source)
 
 
 def pixel_range(name: str) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import common, report
+from experiments import common, options, report
 
 
 def compile_seconds(function: Callable, *args: Any) -> tuple[Any, float]:
@@ -84,10 +84,8 @@ def machine() -> dict[str, Any]:
 
 def define_outdir() -> None:
     """Defines --outdir."""
-    flags.DEFINE_string(
-        "outdir",
-        None,
-        "Directory of the result, JSON; made, must be new; default: only print.",
+    options.define_outdir(
+        None, "Directory of the result, JSON; made, must be new; default: only print."
     )
 
 

@@ -390,8 +390,20 @@ def test_unknown_names_are_refused_with_the_known_ones(weights):
         cells.read_weights(["nothing=x.npz"], weights)
     with pytest.raises(ValueError, match="no_directory"):
         cells.read_weights([], "no_directory")
+    with pytest.raises(ValueError, match=r"name in .*'nothing=x.npz' is unknown"):
+        cells.read_weights(["nothing=x.npz"], weights)
     with pytest.raises(FileNotFoundError, match=r"no_file.npz"):
         cells.read_weights(["dm=no_file.npz"], weights)
+
+
+def test_data_of_all_cells_are_there_before_the_first(tmp_path):
+    last = entry("SGD", "sgd")
+    last = last._replace(cell=last.cell._replace(task="mnist_mlp"))
+    wanted = {"table 2": paper.Evidence("Mixed", (entry("Adam", "adam"), last))}
+    lab = cells.Laboratory(tmp_path / "cells", {}, str(tmp_path / "none"), quick=True)
+    with pytest.raises(FileNotFoundError, match="none is no directory"):
+        reproduce.reproduce(lab, wanted, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_data_are_one_line(tmp_path):

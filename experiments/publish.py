@@ -8,20 +8,24 @@ test task. Afterwards `l2l_jax.load_pretrained(name)` gives these weights.
 """
 
 import hashlib
-import json
 import pathlib
+import re
 
 from absl import flags
 
 import l2l_jax
-from experiments import common, report
+from experiments import common, options, report, weights
 from l2l_jax import load, runs
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+options.define_directory("workdir", None, "Directory of the run.", required=True)
 flags.DEFINE_string("name", None, "Name for load_pretrained.", required=True)
-flags.DEFINE_string(
-    "outdir",
+flags.register_validator(
+    "name",
+    lambda name: name is None or re.fullmatch(r"\w[\w.-]*", name),
+    "must be letters, digits, '_', '-' and '.', such as rnnprop",
+)
+options.define_outdir(
     str(pathlib.Path(l2l_jax.__file__).parent / "pretrained"),
     "Where the files go; default: the package.",
 )
@@ -65,12 +69,12 @@ def main(argv: list[str]) -> None:
     target = outdir / f"{FLAGS.name}.npz"
     if target.exists() and not FLAGS.overwrite:
         raise FileExistsError(f"{target} is there; --overwrite replaces it")
-    run = json.loads((workdir / "config.json").read_text())
+    run = runs.read_config(workdir)
     config, environment = run["config"], run["environment"]
-    weights = runs.select(workdir, by=config["select"])
-    learned, log = load(weights), runs.read_log(workdir)
+    file = weights.selected(workdir)
+    learned, log = load(file), runs.read_log(workdir)
     iterations = learned.training["iterations"]
-    content, lines = weights.read_bytes(), (workdir / "log.csv").read_bytes()
+    content, lines = file.read_bytes(), (workdir / "log.csv").read_bytes()
     tricks = [f"Random Scaling {config['scaling']:g}"] if config["scaling"] else []
     variants = ("scaling_of", "scaling_distribution", "scaling_dropped")
     tricks += [f"{name} {config[name]}" for name in variants if name in config]
@@ -100,4 +104,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, computes=False)

@@ -13,9 +13,11 @@ import jax
 import optax
 from absl import flags
 
-from experiments import common, report, task_table
+from experiments import common, options, report, task_table
 from l2l_jax import (
+    Evaluation,
     Learned,
+    Task,
     combine,
     convex_task,
     evaluator,
@@ -29,10 +31,8 @@ from l2l_jax import (
 from l2l_jax.baselines import BASELINES, tune
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "outdir",
-    "runs/quickstart",
-    "Directory of the results; if it is taken, -2, -3 … is appended.",
+options.define_outdir(
+    "runs/quickstart", "Directory of the results; if it is taken, -2, -3 … is appended."
 )
 flags.DEFINE_integer("seed", 0, "Of all randomness.")
 flags.DEFINE_integer("num_iterations", 120, "Of meta-training.", lower_bound=1)
@@ -67,47 +67,45 @@ def learn(directory: pathlib.Path, num_iterations: int, key: jax.Array) -> Learn
         optax.adam(1e-3),
     )
     config = {"task": TRAINED_ON, "seed": FLAGS.seed, "meta_learning_rate": 1e-3}
-    with runs.progress_bar() as progress:
-        state = runs.run(
-            directory / "training",
-            config,
-            lambda state, i: trainer.iterate(
-                state, jax.random.fold_in(episode_key, i), 5
-            ),
-            trainer.init(init_key),
-            num_iterations,
-            progress=progress,
-        )
+    try:
+        with runs.progress_bar() as progress:
+            state = runs.run(
+                directory / "training",
+                config,
+                lambda state, i: trainer.iterate(
+                    state, jax.random.fold_in(episode_key, i), 5
+                ),
+                trainer.init(init_key),
+                num_iterations,
+                progress=progress,
+            )
+    except runs.Interrupted as error:
+        # It says how to resume, and this binary begins anew.
+        raise KeyboardInterrupt from error
     return Learned("rnnprop", state.phi, {}, {**config, "iterations": num_iterations})
 
 
-def compare(phi, name: str, keys, num_steps: int, num_runs: int) -> tuple[list, dict]:
-    """The learned optimizer and tuned ones on one task: table rows and curves."""
-    task = task_table.make_task(name)
+def measured(
+    task: Task, optimizer: str, phi, keys, num_steps: int, num_runs: int
+) -> tuple[float | None, Evaluation | None]:
+    """The tuned rate of an optimizer, none of the learned one, and its runs."""
     tuning_key, key = keys
-    candidates = {"rnnprop": (evaluator(task, rnnprop_transform), phi)}
-    for baseline in ("momentum", "adam") if FLAGS.quick else EXPONENTS:
-        evaluation = evaluator(task, BASELINES[baseline])
-        tuning = tune(
-            baseline,
-            evaluation,
-            tuning_key,
-            num_steps=num_steps,
-            num_runs=num_runs,
-            exponents=EXPONENTS[baseline],
-            stride=1,
-        )
-        if tuning.best_rate is not None:
-            candidates[baseline] = (evaluation, tuning.best_rate)
-    rows, curves = [], {}
-    for label, (evaluation, weights) in candidates.items():
-        result = evaluation.evaluate(weights, key, num_steps, num_runs)
-        rate = None if label == "rnnprop" else weights
-        rows.append(
-            {"task": name, "optimizer": label, "rate": rate, **result.summary()}
-        )
-        curves[label] = result.curves
-    return rows, curves
+    if optimizer == "rnnprop":
+        evaluation = evaluator(task, rnnprop_transform)
+        return None, evaluation.evaluate(phi, key, num_steps, num_runs)
+    evaluation = evaluator(task, BASELINES[optimizer])
+    rate = tune(
+        optimizer,
+        evaluation,
+        tuning_key,
+        num_steps=num_steps,
+        num_runs=num_runs,
+        exponents=EXPONENTS[optimizer],
+        stride=1,
+    ).best_rate
+    if rate is None:
+        return None, None
+    return rate, evaluation.evaluate(rate, key, num_steps, num_runs)
 
 
 def main(argv: list[str]) -> None:
@@ -121,14 +119,21 @@ def main(argv: list[str]) -> None:
     learned = learn(directory, iterations, train_key)
     save(directory / "rnnprop.npz", learned)
 
-    num_steps, num_runs = (20, 2) if FLAGS.quick else (100, 6)
-    rows, curves = [], {}
-    for name in NEVER_SEEN[:1] if FLAGS.quick else NEVER_SEEN:
-        new_rows, curves[name] = compare(
-            learned.params, name, jax.random.split(compare_key), num_steps, num_runs
-        )
-        rows += new_rows
-        print(f"\n{report.table(new_rows)}", flush=True)
+    length = (20, 2) if FLAGS.quick else (100, 6)
+    names = NEVER_SEEN[:1] if FLAGS.quick else NEVER_SEEN
+    optimizers = ("rnnprop", *(("momentum", "adam") if FLAGS.quick else EXPONENTS))
+    keys = jax.random.split(compare_key)
+    tasks = {name: task_table.make_task(name) for name in names}
+    rows = []
+    curves: dict[str, dict] = {name: {} for name in names}
+    jobs = list(itertools.product(names, optimizers))
+    for name, optimizer in common.progress(jobs, "tuning on {0[0]}, {0[1]}".format):
+        rate, runs_of = measured(tasks[name], optimizer, learned.params, keys, *length)
+        if runs_of is not None:
+            row = {"task": name, "optimizer": optimizer, "rate": rate}
+            rows.append(row | runs_of.summary())
+            curves[name][optimizer] = runs_of.curves
+    print(f"\n{report.table(rows)}\n{report.MEANING}", flush=True)
     report.write_csv(directory / "table.csv", rows)
     report.write_json(directory / "table.json", rows)
     report.write_curves(directory / "curves.png", curves)
@@ -136,4 +141,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(
+        main, stopped="stopped; only this run is lost: the same command begins anew"
+    )

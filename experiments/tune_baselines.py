@@ -10,27 +10,25 @@ About five minutes on 2 cores for the base MLP, 100 steps, 20 runs; Adam's rate 
 import jax
 from absl import flags
 
-from experiments import common, report, task_table
+from experiments import common, options, report, task_table
 from l2l_jax import evaluator, plotting
 from l2l_jax.baselines import BASELINES, tune
 
 FLAGS = flags.FLAGS
 common.define_task("mnist_mlp", "What is optimized.")
 common.define_evaluation()
-flags.DEFINE_list("optimizers", list(BASELINES), "Which ones, joined by commas.")
-flags.mark_flag_as_required("outdir")
+options.define_names(
+    "optimizers", list(BASELINES), BASELINES, "Which ones, joined by commas."
+)
 
 
 def main(argv: list[str]) -> None:
     """Tunes, prints and writes."""
     del argv
     task = common.task()
-    unknown = set(FLAGS.optimizers) - set(BASELINES)
-    if unknown:
-        raise ValueError(f"unknown optimizers {unknown}; known are {list(BASELINES)}")
     directory = report.new_directory(FLAGS.outdir)
     key, _ = common.keys(FLAGS.seed)
-    rates, rows, tunings = {}, [], []
+    rates, rows, tunings, best, notes = {}, [], [], [], []
     for name in common.progress(FLAGS.optimizers, str):
         tuning = tune(
             name,
@@ -42,13 +40,17 @@ def main(argv: list[str]) -> None:
         tunings.append(tuning)
         rates[name] = {"rate": tuning.best_rate, "edge": tuning.edge}
         rows += [{"task": FLAGS.task, "optimizer": name, **row} for row in tuning.table]
-        best = [row for row in rows if row["optimizer"] == name]
         if tuning.best_rate is None:
-            print(f"note: {name} has no rate without a diverging run")
+            notes.append(f"note: {name} has no rate without a diverging run")
             continue
-        print(report.table([r for r in best if r["rate"] == tuning.best_rate]))
+        found = {row["rate"]: row for row in rows if row["optimizer"] == name}
+        best.append(found[tuning.best_rate])
         if tuning.edge:
-            print(f"note: {name}'s best rate is at the edge of the grid")
+            notes.append(f"note: {name}'s best rate is at the edge of the grid")
+    if best:
+        print(f"{report.table(best)}\n{report.MEANING}")
+    for note in notes:
+        print(note)
     report.write_csv(directory / "tuned.csv", rows)
     title = f"{FLAGS.task}, {FLAGS.num_steps:,} steps"
     unit = task_table.unit(FLAGS.task)

@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments import common, options
 from l2l_jax import runs
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Directory of the run.")
+options.define_directory("workdir", None, "Directory of the run.", required=True)
 flags.DEFINE_bool("once", False, "Look once and stop.")
-flags.DEFINE_float("seconds", 2.0, "Between two looks.", lower_bound=0.1)
-flags.mark_flag_as_required("workdir")
+options.define_float("seconds", 2.0, "Between two looks.", 0.1)
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 36  # of a line of bars; all fits a terminal of 80 columns
@@ -193,4 +192,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, computes=False)

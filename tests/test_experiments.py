@@ -1,6 +1,8 @@
 """The binaries, run as a user runs them."""
 
+import io
 import json
+import logging
 import math
 import os
 import pathlib
@@ -14,10 +16,12 @@ import time
 import jax
 import numpy as np
 import pytest
+import tqdm
+from absl import flags
 from binaries import ROOT, binary, command
 
-from experiments import watch
-from l2l_jax import load, runs
+from experiments import common, options, watch, weights
+from l2l_jax import load, load_pretrained, runs
 
 
 @pytest.fixture(scope="module")
@@ -220,15 +224,16 @@ def test_validation_on_real_mnist(tmp_path):
 def test_tune_and_evaluate(trained, tmp_path):
     shared = ["--task=quadratic", "--num_steps=10", "--num_runs=3"]
     tuned, compared = tmp_path / "tuned", tmp_path / "compared"
-    binary("tune_baselines", *shared, "--optimizers=adam", f"--outdir={tuned}")
+    found = ["--optimizers=adam,sgd", f"--outdir={tuned}"]
+    text = binary("tune_baselines", *shared, *found)
+    assert text.count("| task") == 1
     rate = json.loads((tuned / "tuned.json").read_text())["optimizers"]["adam"]["rate"]
     assert 0.01 < rate < 1
     assert (tuned / "tuned.png").stat().st_size > 1000
-    weights = trained[0] / "weights" / "00000002.npz"
     text = binary(
         "evaluate",
         *shared,
-        f"--weights=ours={weights}",
+        f"--weights=ours={trained[0]}",
         f"--tuned={tuned}/tuned.json",
         f"--outdir={compared}",
     )
@@ -255,6 +260,102 @@ def test_quickstart(tmp_path):
     assert load(out / "rnnprop.npz").kind == "rnnprop"
 
 
+def test_weights_are_named_as_users_name_them(trained, tmp_path):
+    directory = trained[0]
+    assert weights.selected(directory) == directory / "weights" / "00000002.npz"
+    found = weights.read_all([str(directory), "ours=rnnprop", "dm"], ["adam"])
+    assert list(found) == ["run", "ours", "dm"]
+    assert found["ours"].training == load_pretrained("rnnprop").training
+    assert found["run"].training["iterations"] == 2
+    for entries, text in (
+        (["nothing"], "'nothing' are no file.*longrun"),
+        (["a=rnnprop", "a=dm"], "a=dm.*taken"),
+        (["adam=rnnprop"], "taken"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            weights.read_all(entries, ["adam"])
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        weights.read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ("--sizes=2,30", [2, 30]),
+        ("--sizes=2,abc", "--sizes=2,abc: 'abc' is not an integer of at least 1"),
+        ("--sizes=2.5", "integer"),
+        ("--sizes=-5", "at least 1"),
+        ("--sizes=", "joined by commas"),
+        ("--losses=last", "last"),
+        ("--losses=0,.5", [0.0, 0.5]),
+        ("--losses=first", "'first' is not a finite number.*'last'"),
+        ("--losses=inf", "finite"),
+        ("--rate=1e-3", 1e-3),
+        ("--rate=nan", "--rate=nan: 'nan' is not a finite number of at least 0"),
+        ("--rate=-1", "at least 0"),
+        ("--names=a, c", ["a", "c"]),
+        ("--names=a,d", "unknown d; known are a, b, c"),
+        ("--names=", "known are a, b, c"),
+        ("--maybe=", []),
+    ],
+)
+def test_values_of_flags(monkeypatch, words, value):
+    found = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", found)
+    options.define_numbers("sizes", [20, 20], "")
+    options.define_numbers("losses", None, "", float, None, ["last"])
+    options.define_float("rate", 0.5, "", 0)
+    options.define_names("names", ["a", "b"], "abc", "")
+    options.define_names("maybe", ["a"], "abc", "", may_be_empty=True)
+    if isinstance(value, str) and value != "last":
+        with pytest.raises(flags.IllegalFlagValueError, match=value):
+            found(["binary", words])
+        return
+    found(["binary", words])
+    assert found[words[2:].split("=")[0]].value == value
+    assert "(default: '20,20')" in found.get_help()
+
+
+def ended(main, monkeypatch, capsys, *stray, **more):
+    """The exit code and what is said when `main` ends badly."""
+    monkeypatch.setattr(common.app, "run", lambda guarded: guarded(["x", *stray]))
+    flags.FLAGS.mark_as_parsed()
+    try:
+        with pytest.raises(SystemExit) as end:
+            common.run(main, **more)
+    finally:
+        flags.FLAGS.unparse_flags()
+    return end.value.code, capsys.readouterr().err
+
+
+def test_ends_are_one_line(monkeypatch, capsys):
+    def stop(argv):
+        raise KeyboardInterrupt
+
+    def lack(argv):
+        import no_such_module  # noqa: F401
+
+    code, text = ended(stop, monkeypatch, capsys, stopped="stopped; again")
+    assert (code, text) == (130, "stopped; again\n")
+    code, text = ended(lack, monkeypatch, capsys)
+    assert code == 1
+    assert text == (
+        "error: No module named 'no_such_module'; pip install '.[experiments]'\n"
+    )
+    code, text = ended(stop, monkeypatch, capsys, "stray")
+    assert (code, text.count("\n")) == (1, 1)
+    assert "'stray'; flags begin with --" in text
+    assert not logging.getLogger("jax").isEnabledFor(logging.INFO)
+
+
+def test_bars_have_the_words_alone(monkeypatch):
+    text, whole = io.StringIO(), tqdm.tqdm
+    shown = {"disable": False, "file": text, "mininterval": 0}
+    monkeypatch.setattr(tqdm, "tqdm", lambda items, **k: whole(items, **(k | shown)))
+    assert list(common.progress([2, 3], "of {}".format)) == [2, 3]
+    assert "of 3: 1 of 2 |" in text.getvalue()
+
+
 SECOND = "--second_order"
 
 
@@ -264,8 +365,15 @@ SECOND = "--second_order"
         ("meta_train", ["--task=nothing", "--workdir=x"], "digits_mlp"),
         ("meta_train", ["--task=mnist_mlp", "--workdir=x"], "data_dir"),
         ("meta_train", ["--estimator=score_function", "--workdir=x", SECOND], "bptt"),
+        ("meta_train", ["--workdir=README.md"], "must be a directory"),
+        ("meta_train", ["--coordinator_address=x", "--workdir=x"], "HOST:PORT"),
         ("evaluate", ["--weights=none.npz", "--outdir=x"], "none.npz"),
+        ("evaluate", ["--tuned=README.md", "--outdir=x"], "--tuned=README.md"),
         ("tune_baselines", ["--task=quadratic"], "outdir"),
+        ("tune_baselines", ["--data_dir=/none", "--outdir=x"], "/none is no dir"),
+        ("publish", ["--workdir=none", "--name=a"], "none holds no run"),
+        ("publish", ["--workdir=none", "--name=a/b"], "--name=a/b"),
+        ("bench_memory", ["--sizes=1234"], "multiples of 8,000"),
     ],
 )
 def test_errors_of_users_are_one_line(name, flags, text):
@@ -297,6 +405,9 @@ def test_help_has_the_flags_that_binaries_share():
     )
     found = re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.MULTILINE)
     assert {"table", "outdir", "data_dir", "quick"} <= set(found)
+    assert "runs/long_horizon" in done.stdout
+    # Where nothing is computed some would mean nothing.
+    assert "data_dir" in binary("watch", "--data_dir=x", "--workdir=x", fails=True)
 
 
 def test_quick_gives_way_to_flags(tmp_path):

@@ -178,10 +178,11 @@ def progress(items: Collection[Item], words: Callable[[Item], str]) -> Iterator[
         yield item
 
 
-def _end(message: str, code: int) -> NoReturn:
+def _end(message: str, code: int, at_once: bool = False) -> NoReturn:
     print(message, file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        # An ordinary end would wait for the others, which wait for this one.
+    # An ordinary end would wait for other processes, which wait for this one.
+    if at_once or jax.distributed.is_initialized():
+        sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -237,7 +238,10 @@ def run(
                 jax.config.update("jax_compilation_cache_dir", cache)
             main(argv)
         except KeyboardInterrupt:
-            _end(stopped, 130)
+            # What XLA has in hand would end an ordinary end in a segmentation fault.
+            # A bar may have the line.
+            line = "\n" if sys.stderr.isatty() else ""
+            _end(line + stopped, 130, at_once=True)
         except _USER_ERRORS as error:
             absent = isinstance(error, ModuleNotFoundError)
             hint = "; pip install '.[experiments]'" if absent else ""

@@ -36,18 +36,14 @@ class _Numbers(_Number):
     def __init__(self, kind: type, least: float | None, words: tuple[str, ...] = ()):
         super().__init__(kind, least)
         self.words = words
+        self.syntactic_help += "; one or several, joined by commas"
+        self.syntactic_help += "".join(f", or {word!r}" for word in words)
 
     def parse(self, argument: Any) -> Any:
         if argument in self.words:
             return argument
         items = argument.split(",") if isinstance(argument, str) else argument
-        try:
-            return [super(_Numbers, self).parse(item) for item in items]
-        except ValueError as error:
-            or_words = "".join(f" or {word!r}" for word in self.words)
-            raise ValueError(
-                f"{error}; expected one or several, joined by commas{or_words}"
-            ) from None
+        return [super(_Numbers, self).parse(item) for item in items]
 
 
 class _Names(flags.ArgumentParser):
@@ -55,6 +51,7 @@ class _Names(flags.ArgumentParser):
 
     def __init__(self, known: tuple[str, ...], may_be_empty: bool):
         self.known, self.may_be_empty = known, may_be_empty
+        self.syntactic_help = f"some of {', '.join(known)}, joined by commas"
 
     def parse(self, argument: Any) -> list[str]:
         items = argument.split(",") if isinstance(argument, str) else argument

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import jax
@@ -319,6 +320,7 @@ def test_values_of_flags(monkeypatch, words, value):
 def ended(main, monkeypatch, capsys, *stray, **more):
     """The exit code and what is said when `main` ends badly."""
     monkeypatch.setattr(common.app, "run", lambda guarded: guarded(["x", *stray]))
+    monkeypatch.setattr(common.os, "_exit", sys.exit)
     flags.FLAGS.mark_as_parsed()
     try:
         with pytest.raises(SystemExit) as end:

@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
     rows = []
     curves: dict[str, dict] = {name: {} for name in names}
     jobs = list(itertools.product(names, optimizers))
-    for name, optimizer in common.progress(jobs, "tuning on {0[0]}, {0[1]}".format):
+    for name, optimizer in common.progress(jobs, ", ".join):
         rate, runs_of = measured(tasks[name], optimizer, learned.params, keys, *length)
         if runs_of is not None:
             row = {"task": name, "optimizer": optimizer, "rate": rate}

@@ -14,8 +14,8 @@ from l2l_jax.plotting import Panel, draw, loss_curves
 
 COLUMNS = ("task", "optimizer", "rate", "mean", "stderr", "median", "runs", "diverged")
 MEANING = (
-    "mean and stderr: of the final losses that are finite, also of diverged runs, which"
-    " ended above their start"
+    "mean, stderr: of runs with a finite final loss; diverged: those that ended above"
+    " their start, or not finite"
 )
 
 

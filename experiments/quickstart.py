@@ -111,9 +111,7 @@ def measured(
 def main(argv: list[str]) -> None:
     """Learns, compares, prints and writes."""
     del argv
-    directory = free_directory(FLAGS.outdir)
-    directory.mkdir(parents=True)
-    print(f"writing to {directory}")
+    directory = report.new_directory(free_directory(FLAGS.outdir))
     train_key, compare_key = jax.random.split(jax.random.key(FLAGS.seed))
     iterations = 2 if FLAGS.quick else FLAGS.num_iterations
     learned = learn(directory, iterations, train_key)

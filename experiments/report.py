@@ -19,15 +19,16 @@ MEANING = (
 )
 
 
-def new_directory(path: str) -> pathlib.Path:
+def new_directory(path: str | pathlib.Path) -> pathlib.Path:
     """Makes the directory of the results, and says where it is.
 
     Raises:
       FileExistsError: it is there and not empty; nothing is ever overwritten.
-      ModuleNotFoundError: what draws the pictures is missing.
+      ModuleNotFoundError: what the results or bars are drawn with is missing.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("No module named 'matplotlib'")
+    for module in ("matplotlib", "tqdm"):
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}")
     directory = pathlib.Path(path)
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(

@@ -21,7 +21,7 @@ import tqdm
 from absl import flags
 from binaries import ROOT, binary, command
 
-from experiments import common, options, watch, weights
+from experiments import common, options, report, watch, weights
 from l2l_jax import load, load_pretrained, runs
 
 
@@ -348,6 +348,13 @@ def test_ends_are_one_line(monkeypatch, capsys):
     assert (code, text.count("\n")) == (1, 1)
     assert "'stray'; flags begin with --" in text
     assert not logging.getLogger("jax").isEnabledFor(logging.INFO)
+
+
+def test_nothing_is_made_where_results_cannot_be_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="matplotlib"):
+        report.new_directory(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_bars_have_the_words_alone(monkeypatch):

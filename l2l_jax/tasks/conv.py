@@ -153,20 +153,8 @@ def canonical_convolution(
     a fast convolution. Outside loops it brings others into that order, inside it does
     not, and there the derivatives, whose order is another, are twenty times slower. So
     they are written in that order here. Under `jax.vmap` one follows the other, because
-    a convolution in groups is slow, too.
-
-    Args:
-      inputs: (B, H, W, C).
-      kernel: (3, 3, C, O).
-      strides: (1, 1).
-      padding: "SAME".
-      **options: those of `conv_general_dilated`; only `precision` counts.
-
-    Returns:
-      (B, H, W, O).
-
-    Raises:
-      ValueError: another convolution is asked for.
+    a convolution in groups is slow, too. Arguments, result and errors are those of
+    `shifted_convolution`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -5,19 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cells, paper, task_table
+from experiments import cells, horizons, paper, report, task_table
 from l2l_jax import plotting
 
 
 def styles(columns: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour each, the same in all pictures; traditional optimizers dashed."""
-    learned, traditional = paper.LEARNED.values(), paper.TRADITIONAL.values()
-    colours = dict(zip([*learned, *traditional], plotting.COLOURS, strict=True))
-    taken = {colours.get(column) for column in columns}
-    spare = (c for c in plotting.COLOURS[2:] if c not in taken)
+    """A colour each, see `report.colours`; traditional optimizers dashed."""
+    traditional = paper.TRADITIONAL.values()
+    known = paper.LEARNED | paper.TRADITIONAL | horizons.OURS
+    names = {word: name for name, word in known.items()}
+    colours = report.colours(names.get(column, column) for column in columns)
     return {
         column: {
-            "color": colours.get(column) or next(spare),
+            "color": colours[names.get(column, column)],
             "linestyle": "--" if column in traditional else "-",
             "linewidth": 1.3 if column in traditional else 2.0,
         }

@@ -2,16 +2,19 @@
 
 import csv
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from l2l_jax.plotting import Panel, draw, loss_curves
+from l2l_jax.plotting import COLOURS, Panel, draw, loss_curves
 
+_KNOWN = ("adam", "longrun", "rnnprop", "dm", "rmsprop", "adadelta", "adagrad")
+_COLOUR_OF = dict(zip(_KNOWN, COLOURS, strict=False))
 COLUMNS = ("task", "optimizer", "rate", "mean", "stderr", "median", "runs", "diverged")
 MEANING = (
     "mean, stderr: of runs with a finite final loss; diverged: those that ended above"
@@ -94,6 +97,20 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -
     return "\n".join(text)
 
 
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each optimizer, that of a known one the same in all pictures.
+
+    Example:
+      >>> colours(["mine", "adam"]) == {"adam": COLOURS[0], "mine": COLOURS[1]}
+      True
+    """
+    names = list(names)
+    found = {name: colour for name, colour in _COLOUR_OF.items() if name in names}
+    spare = [colour for colour in COLOURS if colour not in found.values()]
+    others = [name for name in names if name not in found]
+    return found | dict(zip(others, itertools.cycle(spare or COLOURS), strict=False))
+
+
 def write_panels(
     paths: Sequence[pathlib.Path],
     panels: Sequence[Panel],
@@ -137,5 +154,14 @@ def write_curves(
       curves: for each task and optimizer the losses (runs, steps). Lines are means of
         the runs that stayed finite, bands their standard errors.
     """
-    panels = [loss_curves(of_task, task) for task, of_task in curves.items()]
-    write_panels([path], panels)
+    names = dict.fromkeys(name for of_task in curves.values() for name in of_task)
+    colour = colours(names)
+
+    def panel(task: str) -> Panel:
+        plain = loss_curves(curves[task], task)
+        lines = [
+            line._replace(style={"color": colour[line.label]}) for line in plain.lines
+        ]
+        return plain._replace(lines=lines)
+
+    write_panels([path], [panel(task) for task in curves])

@@ -14,7 +14,7 @@ import optax
 import pytest
 from networks import random_weights
 
-from experiments import cells, pages, paper, pictures, reproduce, task_table
+from experiments import cells, pages, paper, pictures, report, reproduce, task_table
 from l2l_jax import (
     Evaluation,
     Evaluator,
@@ -419,3 +419,16 @@ def test_missing_data_are_one_line(tmp_path):
     assert "error: " in ended.stderr
     assert "data_dir" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_an_optimizer_has_one_colour_in_all_pictures():
+    everyone = [*paper.LEARNED.values(), *paper.TRADITIONAL.values()]
+    here = pictures.styles(everyone)
+    there = pictures.styles(["Longrun", "nominal rule", "RNNprop", "Adam"])
+    by_name = report.colours(["mine", "rnnprop", "adam"])
+    for found in (here, there):
+        colours = [style["color"] for style in found.values()]
+        assert len(set(colours)) == len(colours)
+    assert here["RNNprop"]["color"] == there["RNNprop"]["color"] == by_name["rnnprop"]
+    assert here["Adam"]["color"] == there["Adam"]["color"] == by_name["adam"]
+    assert len(set(by_name.values())) == 3

@@ -310,9 +310,8 @@ def _read_array(
     found, _, dtype = np.lib.format.read_array_header_1_0(buffer)
     if found != shape or dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(
-            f"the array {name} must be float16, float32 or float64 of shape"
-            f" {shape}, it is {dtype} of"
-            f" shape {found}"
+            f"the array {name} must be float16, float32 or float64 of shape {shape},"
+            f" it is {dtype} of shape {found}"
         )
     buffer.seek(0)
     # The header says that it is no pickle; the reader is told as well.

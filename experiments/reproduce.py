@@ -148,8 +148,8 @@ def reproduce(
     lacking = []
     # Smoothing 0: the time left by the mean speed, in units of estimated cost.
     layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, left {remaining}"
-    options = {"bar_format": layout, "smoothing": 0, "disable": not todo}
-    with tqdm(total=sum(todo.values()), **options) as bar:
+    shown = {"bar_format": layout, "smoothing": 0, "disable": not todo}
+    with tqdm(total=sum(todo.values()), **shown) as bar:
         for name, evidence in wanted.items():
             for cell in dict.fromkeys(entry.cell for entry in evidence.entries):
                 if cell in todo:

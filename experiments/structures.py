@@ -143,7 +143,9 @@ def costs(rows: list[dict[str, Any]], steps: int) -> list[plotting.Panel]:
     for structure in dict.fromkeys(row["network"] for row in rows):
         keys = ("ms a step", f"loss, {steps:,}", f"stderr, {steps:,}")
         points = {
-            row["optimizer"]: tuple(float(row[key] or np.nan) for key in keys)
+            row["optimizer"]: tuple(
+                np.nan if row[key] is None else row[key] for key in keys
+            )
             for row in rows
             if row["network"] == structure
         }

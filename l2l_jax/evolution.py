@@ -38,7 +38,8 @@ def evolution(sigma: float, pairs: int = 1) -> Estimator:
 
     Returns:
       An `Estimator`; its state is the `Episode`. With `log_loss`, differences are cut
-      at 1, and a rollout whose loss is not finite counts as the worse one.
+      at 1, a rollout whose loss is not finite counts as the worse one, and the loss is
+      the mean of the finite ones.
 
     Raises:
       ValueError: an argument is out of range.
@@ -75,7 +76,7 @@ def evolution(sigma: float, pairs: int = 1) -> Estimator:
             losses, after = jax.vmap(pair, (None, 0, None))(_SIGNS, epsilon, episode)
             after = jax.tree.map(lambda x: x[0], after)
         slope = _antithetic(phi, losses.reshape(pairs, 2), epsilon, sigma, log_loss)
-        return (jnp.mean(losses), jax.tree.map(lambda x: x[0], after)), slope
+        return (_mean(losses, log_loss), jax.tree.map(lambda x: x[0], after)), slope
 
     return Estimator(_start, gradient)
 
@@ -218,7 +219,7 @@ def score_function(sigma: float, particles: int = 2) -> Estimator:
         differences = _difference(losses[:, None], losses[None, :], log_loss)
         advantages = jnp.sum(differences, axis=1) / (particles - 1)
         slope = _weighted_mean(phi, advantages / sigma, epsilon)
-        return (jnp.mean(losses), Particles(episode, epsilon)), slope
+        return (_mean(losses, log_loss), Particles(episode, epsilon)), slope
 
     return Estimator(start, gradient)
 
@@ -241,7 +242,7 @@ def _pairs_of_particles(sigma: float, pairs: int, anew: bool) -> Estimator:
         each = jax.vmap(pair, (None, 0, _OF_EACH), (0, _OF_EACH))
         losses, episode = each(_SIGNS, epsilon, episode)
         slope = _antithetic(phi, losses, total, sigma, log_loss)
-        return (jnp.mean(losses), Particles(episode, total)), slope
+        return (_mean(losses, log_loss), Particles(episode, total)), slope
 
     return Estimator(start, gradient)
 
@@ -297,6 +298,11 @@ def _difference(a: jax.Array, b: jax.Array, log_loss: bool) -> jax.Array:
     a, b = (jnp.where(jnp.isfinite(x), x, jnp.inf) for x in (a, b))
     # Neither is finite: inf - inf is no number, and says nothing.
     return jnp.nan_to_num(jnp.clip(a - b, -1, 1))
+
+
+def _mean(losses: jax.Array, log_loss: bool) -> jax.Array:
+    """Of logarithms that of the finite ones: the others have their part in the slope."""
+    return jnp.mean(losses, where=jnp.isfinite(losses) if log_loss else None)
 
 
 def _antithetic(phi, losses, total, sigma, log_loss):

@@ -301,7 +301,7 @@ def _difference(a: jax.Array, b: jax.Array, log_loss: bool) -> jax.Array:
 
 
 def _mean(losses: jax.Array, log_loss: bool) -> jax.Array:
-    """Of logarithms that of the finite ones: the others have their part in the slope."""
+    """Of logarithms the finite ones' only: the others have their part in the slope."""
     return jnp.mean(losses, where=jnp.isfinite(losses) if log_loss else None)
 
 

@@ -117,31 +117,25 @@ def test_a_loss_that_is_no_number_is_the_worse_one():
 )
 def test_rollouts_that_are_lost_do_not_cost_the_update(estimator):
     """Those to one side of φ are: φ turns away, and the loss is that of the others."""
-    cliff = make_task(lambda theta: jnp.where(theta[0] > 0, jnp.nan, 1.0))
-    trainer = meta_trainer(
-        cliff,
-        LearnedOptimizer(lambda key: jnp.zeros(3), constant),
-        optax.sgd(1e-3),
-        segment_length=3,
-        weights=WEIGHTS,
-        log_loss=True,
-        estimator=estimator,
-    )
-    state = trainer.init(jax.random.key(0))
-    state, metrics = trainer.iterate(state, jax.random.key(1), 1)
+
+    def trained(loss, num_segments):
+        trainer = meta_trainer(
+            make_task(loss),
+            LearnedOptimizer(lambda key: jnp.zeros(3), constant),
+            optax.sgd(1e-3),
+            segment_length=3,
+            weights=WEIGHTS,
+            log_loss=True,
+            estimator=estimator,
+        )
+        state = trainer.init(jax.random.key(0))
+        return trainer.iterate(state, jax.random.key(1), num_segments)
+
+    state, metrics = trained(lambda theta: jnp.where(theta[0] > 0, jnp.nan, 1.0), 1)
     assert int(metrics["skipped"]) == 0
     np.testing.assert_allclose(metrics["train_loss"], np.log(1.5), rtol=1e-6)
     assert state.phi[0] < 0
-    hopeless = make_task(lambda theta: jnp.nan * jnp.sum(theta))
-    trainer = meta_trainer(
-        hopeless,
-        LearnedOptimizer(lambda key: jnp.zeros(3), constant),
-        optax.sgd(1e-3),
-        segment_length=3,
-        log_loss=True,
-        estimator=estimator,
-    )
-    _, metrics = trainer.iterate(state, jax.random.key(1), 2)
+    _, metrics = trained(lambda theta: jnp.nan * jnp.sum(theta), 2)
     assert int(metrics["skipped"]) == 2
 
 

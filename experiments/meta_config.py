@@ -25,6 +25,7 @@ SCALING = {
     "scaling_dropped": "dropped",
 }
 # Estimators that do not back-propagate.
+_LENGTHS = ("num_steps", "segment_length")
 PERTURBING = (
     "evolution",
     "persistent_evolution",
@@ -77,6 +78,11 @@ flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
 flags.DEFINE_enum(
     "optimizer", "rnnprop", sorted(DEFAULTS), "Which kind of optimizer to learn."
 )
+options.define_settings(
+    "hyper_parameters",
+    "Of the learned optimizer's transformation, other than its defaults, such as"
+    " step_size=0.05,b1=0.8; they are saved with the weights.",
+)
 options.define_numbers("hidden_sizes", None, "Hidden units of each LSTM layer.")
 flags.DEFINE_integer(
     "signals",
@@ -84,8 +90,10 @@ flags.DEFINE_integer(
     "What Longrun sees: 5, 3 without the slow moment, 1 the step alone.",
 )
 flags.DEFINE_integer("num_iterations", 1000, "Episodes to train on.", lower_bound=1)
-flags.DEFINE_integer(
-    "num_steps", None, "Steps of the optimizee in an episode, at most.", lower_bound=1
+options.define_numbers(
+    "num_steps",
+    None,
+    "Steps of the optimizee in an episode, at most, of all tasks or of each.",
 )
 flags.DEFINE_integer(
     "min_steps",
@@ -93,11 +101,11 @@ flags.DEFINE_integer(
     "Least steps of an episode: their number's logarithm is uniform between the two.",
     lower_bound=1,
 )
-flags.DEFINE_integer(
+options.define_numbers(
     "segment_length",
     None,
-    "Steps between two updates of the optimizer's weights; divides --num_steps.",
-    lower_bound=1,
+    "Steps between two updates of the optimizer's weights, of all tasks or of each;"
+    " divides --num_steps.",
 )
 options.define_numbers(
     "loss_weights",
@@ -222,16 +230,27 @@ def configuration(num_devices: int) -> dict:
         value = getattr(FLAGS, name)
         return default.get(name) if value is None else value
 
-    length, steps = given("segment_length"), given("num_steps")
-    for name in ("num_steps", "min_steps"):
-        if (given(name) or steps) % length:
+    tasks, fewest = given("task"), given("min_steps")
+    lengths = {name: given(name) for name in _LENGTHS}
+    for name, value in lengths.items():
+        if isinstance(value, list) and len(value) not in (1, len(tasks)):
             raise ValueError(
-                f"--segment_length must divide --{name}={given(name)}, got {length}"
+                f"--{name} must be one number or one for each of the {len(tasks)}"
+                f" tasks, got {value}"
             )
-    if (given("min_steps") or steps) > steps:
-        raise ValueError(
-            f"--min_steps must be at most --num_steps={steps}, got {given('min_steps')}"
-        )
+        if isinstance(value, list) and len(value) == 1:
+            lengths[name] = value[0]
+    each = [_of_each(value, len(tasks)) for value in lengths.values()]
+    for steps, length in zip(*each, strict=True):
+        for name, value in (("num_steps", steps), ("min_steps", fewest or steps)):
+            if value % length:
+                raise ValueError(
+                    f"--segment_length must divide --{name}={value}, got {length}"
+                )
+        if (fewest or steps) > steps:
+            raise ValueError(
+                f"--min_steps must be at most --num_steps={steps}, got {fewest}"
+            )
     if given("meta_decay") == 0:
         raise ValueError("--meta_decay must be above 0, got 0")
     sizes = {name: given(name) for name in ("hidden_sizes", "signals")}
@@ -241,15 +260,16 @@ def configuration(num_devices: int) -> dict:
     config = {
         "optimizer": FLAGS.optimizer,
         "sizes": sizes,
-        "task": ",".join(given("task")),
+        "hyper_parameters": FLAGS.hyper_parameters,
+        "task": ",".join(tasks),
         "data_source": FLAGS.data_source,
         "scaling": given("scaling"),
         **{name: getattr(FLAGS, name) for name in SCALING},
         "convex": given("convex"),
         "convex_scaling": FLAGS.convex_scaling,
-        "num_steps": steps,
-        "min_steps": given("min_steps"),
-        "segment_length": length,
+        "num_steps": lengths["num_steps"],
+        "min_steps": fewest,
+        "segment_length": lengths["segment_length"],
         "loss_weights": given("loss_weights"),
         "log_loss": given("log_loss") or None,
         **_estimator_flags(given("evolution")),
@@ -265,6 +285,22 @@ def configuration(num_devices: int) -> dict:
         "select": given("select"),
     }
     return {name: value for name, value in config.items() if value is not None}
+
+
+def by_task(config: dict) -> list[tuple[str, int, int]]:
+    """Name, steps of an episode and of a segment of each task.
+
+    Example:
+      >>> by_task({"task": "a,b", "num_steps": [100, 40], "segment_length": 20})
+      [('a', 100, 20), ('b', 40, 20)]
+    """
+    names = config["task"].split(",")
+    lengths = [_of_each(config[key], len(names)) for key in _LENGTHS]
+    return list(zip(names, *lengths, strict=True))
+
+
+def _of_each(value: int | list[int], number: int) -> list[int]:
+    return value if isinstance(value, list) else [value] * number
 
 
 def _estimator_flags(evolution: float | None) -> dict:

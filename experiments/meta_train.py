@@ -19,7 +19,7 @@ import math
 import pathlib
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -87,13 +87,14 @@ def _decayed(rate, halving, iteration):
 
 def number_of_segments(config: dict, iteration: int) -> int:
     """Of the episode of an iteration; its logarithm is uniform between the bounds."""
-    most = config["num_steps"] // config["segment_length"]
-    least = config.get("min_steps", config["num_steps"]) // config["segment_length"]
+    tasks = meta_config.by_task(config)
+    _, steps, length = tasks[iteration % len(tasks)]
+    most, least = steps // length, config.get("min_steps", steps) // length
     drawn = np.random.default_rng([config["seed"], iteration]).uniform()
     return round(least * (most / least) ** drawn)
 
 
-def validation_tasks(names: list[str]) -> list[Task]:
+def validation_tasks(names: Iterable[str]) -> list[Task]:
     """The tasks on the validation split of their data, as far as there is one."""
     return [
         task_table.make_task(
@@ -131,7 +132,8 @@ def main(argv: list[str]) -> None:
     devices = common.devices()
     config = meta_config.configuration(len(devices))
     first = jax.process_index() == 0
-    optimizer = learned_optimizer(config["optimizer"], config["sizes"])
+    own = config.get("hyper_parameters", {})
+    optimizer = learned_optimizer(config["optimizer"], config["sizes"], **own)
     rate = config["meta_learning_rate"]
     if "meta_decay" in config:
         rate = functools.partial(_decayed, rate, config["meta_decay"])
@@ -149,14 +151,14 @@ def main(argv: list[str]) -> None:
             ),
             optimizer,
             outer,
-            segment_length=config["segment_length"],
+            segment_length=length,
             weights=config["loss_weights"],
             log_loss=config.get("log_loss", False),
             estimator=make_estimator(config),
             meta_batch=config["meta_batch"],
             devices=devices,
         )
-        for name in config["task"].split(",")
+        for name, _, length in meta_config.by_task(config)
     ]
     init_key, episode_key, validation_key = jax.random.split(
         jax.random.key(config["seed"]), 3
@@ -169,21 +171,20 @@ def main(argv: list[str]) -> None:
 
     def export(state, path, iteration):
         training = {**config, "iterations": iteration}
-        save(path, Learned(config["optimizer"], state.phi, {}, training))
+        save(path, Learned(config["optimizer"], state.phi, own, training))
 
     on_export = None
     if config["select"] == "validation":
-        names = config["task"].split(",")
-        evaluators = {
-            name: evaluator(task, optimizer.transform)
-            for name, task in zip(names, validation_tasks(names), strict=True)
-        }
+        names, steps, _ = zip(*meta_config.by_task(config), strict=True)
+        evaluators = [
+            evaluator(task, optimizer.transform) for task in validation_tasks(names)
+        ]
 
         def on_export(state, path, iteration):
             del path
             results = {
-                name: one.evaluate(state.phi, validation_key, config["num_steps"], 10)
-                for name, one in evaluators.items()
+                name: one.evaluate(state.phi, validation_key, number, 10)
+                for name, one, number in zip(names, evaluators, steps, strict=True)
             }
             show(results, iteration)
             losses = [result.summary()["mean"] for result in results.values()]

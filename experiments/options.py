@@ -1,8 +1,9 @@
-"""Kinds of flags that absl lacks: finite numbers, lists, directories.
+"""Kinds of flags that absl lacks: finite numbers, lists, settings, directories.
 
 What is wrong with a value is said while flags are read, in one line.
 """
 
+import json
 import math
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -64,6 +65,26 @@ class _Names(flags.ArgumentParser):
         return names
 
 
+class _Settings(flags.ArgumentParser):
+    """Names with values, as JSON or plain words: "rate=0.1,cut=null"."""
+
+    syntactic_help = "NAME=VALUE, one or several, joined by commas"
+
+    def parse(self, argument: Any) -> dict[str, Any]:
+        if isinstance(argument, dict):
+            return argument
+        settings = {}
+        for item in argument.split(","):
+            name, equals, value = item.partition("=")
+            if not (name.strip() and equals and value.strip()):
+                raise ValueError(f"{item!r} is not {self.syntactic_help}")
+            try:
+                settings[name.strip()] = json.loads(value)
+            except ValueError:
+                settings[name.strip()] = value.strip()
+        return settings
+
+
 class _Joined(flags.ArgumentSerializer):
     def serialize(self, value: Any) -> str:
         return spelt(value)
@@ -73,9 +94,14 @@ def spelt(value: Any) -> str:
     """As on a command line.
 
     Example:
-      >>> spelt([1, 2]), spelt("last")
-      ('1,2', 'last')
+      >>> spelt([1, 2]), spelt("last"), spelt({"rate": 0.1, "cut": None})
+      ('1,2', 'last', 'rate=0.1,cut=null')
     """
+    if isinstance(value, dict):
+        words = {
+            k: v if isinstance(v, str) else json.dumps(v) for k, v in value.items()
+        }
+        return ",".join(f"{name}={word}" for name, word in words.items())
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -84,6 +110,11 @@ def define_float(
 ) -> None:
     """Defines a flag whose value is a finite float of at least `least`."""
     flags.DEFINE(_Number(float, least), name, default, text, flags.FLAGS, _Joined())
+
+
+def define_settings(name: str, text: str) -> None:
+    """Defines a flag whose value is a dict of names and values, or None."""
+    flags.DEFINE(_Settings(), name, None, text, flags.FLAGS, _Joined())
 
 
 def define_numbers(

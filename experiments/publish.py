@@ -56,9 +56,7 @@ def command(config: dict, iterations: int) -> str:
     values = {**config, **config["sizes"], **where}
     del values["sizes"]
     words = ["python -m experiments.meta_train"]
-    for key, value in values.items():
-        parts = value if isinstance(value, list) else [value]
-        words.append(f"--{key}={','.join(map(str, parts))}")
+    words += [f"--{key}={options.spelt(value)}" for key, value in values.items()]
     return " ".join(words)
 
 

@@ -34,6 +34,8 @@ from experiments import common, options, report
         ("--names=a,d", "unknown d; known are a, b, c"),
         ("--names=", "known are a, b, c"),
         ("--maybe=", []),
+        ("--set=a=0.5, b=null,c=bfloat16", {"a": 0.5, "b": None, "c": "bfloat16"}),
+        ("--set=a", "'a' is not NAME=VALUE"),
     ],
 )
 def test_values_of_flags(monkeypatch, words, value):
@@ -44,6 +46,7 @@ def test_values_of_flags(monkeypatch, words, value):
     options.define_float("rate", 0.5, "", 0)
     options.define_names("names", ["a", "b"], "abc", "")
     options.define_names("maybe", ["a"], "abc", "", may_be_empty=True)
+    options.define_settings("set", "")
     if isinstance(value, str) and value != "last":
         with pytest.raises(flags.IllegalFlagValueError, match=value):
             found(["binary", words])

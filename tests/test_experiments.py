@@ -163,20 +163,33 @@ def train_dm(directory, *flags):
 
 @pytest.mark.soak
 def test_longrun_on_two_tasks(tmp_path):
-    """Episodes of several lengths, evolution strategies, weights by validation."""
+    """Episodes of several lengths, evolution strategies, weights by validation.
+
+    A hyper-parameter of the rule's own goes where the weights go.
+    """
     flags = ["--optimizer=longrun", "--task=quadratic,convex", "--num_iterations=2"]
     flags += ["--evolution=.03", "--meta_batch=2", "--loss_weights=last"]
-    flags += ["--segment_length=3", "--min_steps=3", "--num_steps=6"]
+    flags += ["--segment_length=3,1", "--min_steps=3", "--num_steps=6,4"]
     flags += ["--select=validation", "--meta_accumulate=1"]
+    flags += ["--hyper_parameters=pace=0.2,largest=null"]
     binary("meta_train", *flags, f"--workdir={tmp_path}", "--export_every=1")
     log = runs.read_log(tmp_path)
     assert np.isfinite(log["train_loss"]).all()
     assert runs.read_validation(tmp_path)["iteration"].tolist() == [1, 2]
     learned = load(tmp_path / "weights" / "00000002.npz")
     assert learned.training["task"] == "quadratic,convex"
+    assert learned.training["num_steps"] == [6, 4]
+    assert learned.config == {"pace": 0.2, "largest": None}
     assert np.any(learned.params.factor != 0)
     message = binary("meta_train", "--task=mnist_mlp,other", "--workdir=x", fails=True)
     assert "digits_mlp" in message
+    flags = ["--task=quadratic,convex", "--num_steps=20,40,60", "--workdir=x"]
+    message = binary("meta_train", *flags, fails=True)
+    assert "--num_steps must be one number or one for each of the 2 tasks" in message
+    flags = ["--task=quadratic", "--hyper_parameters=speed=1", "--workdir=x"]
+    message = binary("meta_train", *flags, fails=True)
+    assert "hyper-parameter of rnnprop" in message
+    assert "step_size" in message
 
 
 @pytest.mark.soak

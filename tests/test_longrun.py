@@ -14,6 +14,8 @@ from l2l_jax.optimizers.longrun import longrun_sizes
 # Large enough that the bound of the factor is met.
 PHI = jax.tree.map(lambda w: 4 * w, random_weights("longrun"))
 NOMINAL = longrun_init()
+# What all steps have in common, and a shorter memory.
+COMMON = {"warmup_steps": 10.0, "pace": 0.2, "largest": 1.0, "b2": 0.99}
 STEPS = np.random.default_rng(0).normal(size=(12, 5)) * [1e-3, 0.1, 1, 10, 0]
 
 
@@ -31,14 +33,34 @@ def walk(tx, steps=STEPS):
     return np.asarray(run(steps)[1])
 
 
-def by_the_book(phi, steps, a=0.03, slow=0.99, averaging=0.9, r=2.0):
+def by_the_book(
+    phi,
+    steps,
+    a=0.03,
+    slow=0.99,
+    averaging=0.9,
+    r=2.0,
+    pace=0.0,
+    warmup=0.0,
+    largest=np.inf,
+    b2=0.999,
+):
     """The recursion with z and x in it; the other numbers at their defaults."""
     weights, size = np.float64(phi.factor), steps.shape[1]
     m, m_slow, v, z, x = np.zeros((5, size))
+    agreement = length = 0.0
     for t, g in enumerate(steps, 1):
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        v = b2 * v + (1 - b2) * g**2
+        root = np.sqrt(v / (1 - b2**t)) + 1e-8
+        slowed = 1 / (1 + t / 100)
+        if t > 1:
+            one, other = m / root, g / root
+            cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+            agreement += 0.3 * slowed * (cosine - agreement)
+        surplus = max(agreement - 0.05, 0) + min(agreement + 0.15, 0)
+        length = np.clip(0.995 * length + pace * slowed * surplus, -3, 3)
+        m = 0.9 * m + 0.1 * g
         m_slow = slow * m_slow + (1 - slow) * g
-        root = np.sqrt(v / (1 - 0.999**t)) + 1e-8
         g, near, far = g / root, m / (1 - 0.9**t) / root, m_slow / (1 - slow**t) / root
         signals = np.stack(
             [
@@ -52,7 +74,10 @@ def by_the_book(phi, steps, a=0.03, slow=0.99, averaging=0.9, r=2.0):
         ages = [1, *(np.tanh(t / np.array([10.0, 100.0, 1000.0])) - 1)]
         signals = signals[: len(weights)]
         log = np.einsum("ic,ij,j->c", signals, weights, ages) / (1 + t / 1e4)
-        s = -a * (1 + t / 1000) ** -0.25 * np.exp(np.clip(log, -3, 3)) * g
+        alpha = a * (1 + t / 1000) ** -0.25 * np.exp(length)
+        alpha *= 1 - np.exp(-t / warmup) if warmup else 1
+        alpha /= max(1, np.sqrt(np.mean(g**2)) / largest)
+        s = -alpha * np.exp(np.clip(log, -3, 3)) * g
         z = z + s
         c = (r + 1) / (t + r)
         x = (1 - c) * x + c * z
@@ -60,14 +85,20 @@ def by_the_book(phi, steps, a=0.03, slow=0.99, averaging=0.9, r=2.0):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"averaging": 0.5, "averaging_power": 0.5, "b1_slow": 0.8}]
+    "options",
+    [
+        {},
+        {"averaging": 0.5, "averaging_power": 0.5, "b1_slow": 0.8},
+        COMMON,
+        {"pace": 4.0, "warmup_steps": 2.0, "largest": 0.5},
+    ],
 )
 @pytest.mark.parametrize("signals", [1, 3, 5])
 def test_the_recursion(options, signals, x64):
     phi = jax.tree.map(lambda w: np.float64(w[:signals]), PHI)
     assert longrun_sizes(phi) == {"signals": signals}
     found = walk(longrun_transform(phi, **options))
-    written = {"averaging_power": "r", "b1_slow": "slow"}
+    written = {"averaging_power": "r", "b1_slow": "slow", "warmup_steps": "warmup"}
     book = by_the_book(phi, STEPS, **{written.get(k, k): v for k, v in options.items()})
     np.testing.assert_allclose(found, list(book), rtol=1e-12, atol=1e-15)
     assert np.abs(found - walk(longrun_transform(NOMINAL, **options))).max() > 1e-4
@@ -112,12 +143,76 @@ def test_a_skipped_coordinate_moves_with_its_average_alone():
     )
 
 
+def lengths(steps, **options):
+    """e^ℓ after each of the gradients, whatever tree they are."""
+    tx = longrun_transform(NOMINAL, **{**COMMON, **options})
+
+    def step(state, g):
+        state = tx.update(g, state)[1]
+        return state, jnp.exp(state.length)
+
+    start = tx.init(jax.tree.map(lambda g: g[0], steps))
+    return np.asarray(jax.lax.scan(step, start, steps)[1])
+
+
+def test_steps_grow_while_gradients_agree_and_shrink_when_they_turn_about():
+    steady = jnp.ones((40, 3))
+    turning = steady * (-1.0) ** jnp.arange(40)[:, None]
+    grown, shrunk = lengths(steady), lengths(turning)
+    assert (np.diff(grown[1:15]) > 0).all()
+    assert grown[-1] == pytest.approx(np.exp(3))
+    assert (np.diff(shrunk[3:10]) < 0).all()
+    assert shrunk[-1] == pytest.approx(np.exp(-3))
+    # Noise alone neither lengthens nor shortens.
+    noise = lengths(jax.random.normal(jax.random.key(0), (400, 2000)))
+    np.testing.assert_allclose(noise, 1, rtol=0.02)
+    np.testing.assert_array_equal(lengths(steady, pace=0.0), 1)
+
+
+def test_the_length_is_of_all_leaves_together_and_of_no_scale():
+    steps = jnp.asarray(STEPS, jnp.float32)
+    whole = lengths(steps)
+    assert np.abs(np.log(whole)).max() > 0.01
+    split = {"a": steps[:, :2], "b": [steps[:, 2:].reshape(-1, 1, 3)]}
+    np.testing.assert_allclose(lengths(split), whole, rtol=1e-5)
+    np.testing.assert_allclose(lengths(1e3 * steps, eps=0.0), whole, rtol=0.01)
+
+
+def test_a_gradient_much_larger_than_those_before_is_cut():
+    *usual, sudden = jnp.ones((20, 4)).at[19].set(1e3)
+
+    def last_step(largest):
+        tx = longrun_transform(NOMINAL, **{**COMMON, "largest": largest})
+        state = tx.init(sudden)
+        for g in usual:
+            _, state = tx.update(g, state)
+        c = 3 / 22
+        return tx.update(sudden, state)[0] - c * state.offset
+
+    v = (0.99 * (1 - 0.99**19) + 0.01 * 1e6) / (1 - 0.99**20)
+    size = 1e3 / np.sqrt(v)
+    assert size > 2
+    np.testing.assert_allclose(
+        last_step(2.0), last_step(None) * 2 / size, rtol=1e-4, atol=1e-9
+    )
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_length_finite():
+    steps = np.float32(STEPS[:, 1:4])
+    without = lengths(np.where(np.arange(3) == 1, 0, steps))
+    steps[:, 1] = np.nan
+    np.testing.assert_allclose(lengths(steps, skip_nonfinite=True), without, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"step_size": -1.0}, "step_size"),
         ({"decay_steps": 0.0}, "decay_steps"),
         ({"decay_power": -1.0}, "decay_power"),
+        ({"warmup_steps": -1.0}, "warmup_steps"),
+        ({"pace": -0.1}, "pace"),
+        ({"largest": 0.0}, "largest"),
         ({"b1_slow": 1.0}, "b1_slow"),
         ({"averaging": 1.5}, "averaging"),
         ({"averaging_power": -1.0}, "averaging_power"),

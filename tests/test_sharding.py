@@ -52,8 +52,10 @@ def make(rule="rnnprop", **options):
 
 
 def how(rule, implementation):
-    """Longrun has no network, so nothing to choose."""
-    return {} if rule == "longrun" else {"implementation": implementation}
+    """Longrun has no network to choose; "tied", its steps have a length in common."""
+    if rule == "longrun":
+        return {"pace": 0.2, "largest": 1.0} if implementation == "tied" else {}
+    return {"implementation": implementation}
 
 
 def numbers(*shapes, seed=0):
@@ -85,9 +87,9 @@ def exchanges(compiled):
 
 
 @functools.cache
-def two_steps(rule):
+def two_steps(rule, implementation="plain"):
     """Updates and state of the plain optimizer on one device."""
-    tx = make(rule, **how(rule, "plain"))
+    tx = make(rule, **how(rule, implementation))
 
     def run(first, second):
         return tx.update(second, tx.update(first, tx.init(first))[1])
@@ -111,6 +113,8 @@ CASES = [
     pytest.param("dm", "auto", (EXPLICIT, AUTO), P("x", "y"), P("y"), marks=SOAK),
     ("longrun", "auto", (AUTO, AUTO), P("x", "y"), P("y")),
     pytest.param("longrun", "auto", (EXPLICIT, EXPLICIT), P("y"), P(), marks=SOAK),
+    ("longrun", "tied", (AUTO, AUTO), P("x", "y"), P("y")),
+    ("longrun", "tied", (EXPLICIT, EXPLICIT), P("y"), P()),
 ]
 
 
@@ -124,9 +128,12 @@ def test_steps_are_the_unsharded_ones(rule, implementation, types, w, b):
     state = init(first)
     assert_at(state, expected_at)
     update = jax.jit(tx.update, donate_argnums=1).lower(first, state).compile()
-    assert not exchanges(init) | exchanges(update)
+    # A length in common is of sums over all coordinates; nothing else is exchanged.
+    tied = implementation == "tied"
+    assert not exchanges(init)
+    assert exchanges(update) == ({"all-reduce"} if tied else set())
     updates, state = update(second, update(first, state)[1])
-    assert_close((updates, state), two_steps(rule))
+    assert_close((updates, state), two_steps(rule, "tied" if tied else "plain"))
     assert_at((updates, state), (placed, expected_at))
 
 

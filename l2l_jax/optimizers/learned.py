@@ -55,7 +55,12 @@ class Kind(NamedTuple):
 KINDS = {
     "rnnprop": Kind(rnnprop_init, rnnprop_transform, rnnprop_sizes),
     "dm": Kind(dm_init, dm_transform, dm_sizes),
-    "longrun": Kind(longrun_init, longrun_transform, longrun_sizes),
+    "longrun": Kind(
+        longrun_init,
+        longrun_transform,
+        longrun_sizes,
+        lambda **config: not config.get("pace") and config.get("largest") is None,
+    ),
     "ntm_bfgs": Kind(
         ntm_bfgs_init, ntm_bfgs_transform, ntm_bfgs_sizes, lambda **config: False
     ),

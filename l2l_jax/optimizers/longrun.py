@@ -1,4 +1,4 @@
-"""Longrun: averaged iterates as the nominal rule, and steps of a learned length."""
+"""Longrun: averaged iterates, and steps whose length gradients and φ tell."""
 
 from typing import Any, NamedTuple
 
@@ -22,8 +22,16 @@ from l2l_jax.types import PyTree
 AGES = (10.0, 100.0, 1000.0)
 # How many signals there may be: the 1 alone, those of m too, those of both moments.
 SIGNALS = (1, 3, 5)
-# Of the logarithm of what is learned to multiply a step by.
+# Of the logarithm of what is learned to multiply a step by, and of the common length.
 BOUND = 3.0
+# Of the running mean of how far gradients agree: the part of it that is new, at first.
+RENEWED = 0.3
+# Steps after which that, and the pace of the common length, have halved.
+SLOWING = 100.0
+# Between these the agreement is as it should be, and the common length stays.
+AGREEABLE = (-0.15, 0.05)
+# The part of its logarithm that the common length loses at a step.
+FORGOTTEN = 0.005
 
 
 class LongrunParams(NamedTuple):
@@ -74,6 +82,9 @@ class LongrunState(NamedTuple):
 
     Attributes:
       count: int32 scalar, steps done.
+      agreement: ρ̄, running mean of how far gradients agree with those before, a scalar
+        in [-1, 1], at least float32.
+      length: ℓ, logarithm of the length that all steps have in common, likewise.
       offset: δ, how far the fast iterate is from the parameters, a tree like them, at
         least float32.
       m: first moments, likewise.
@@ -82,6 +93,8 @@ class LongrunState(NamedTuple):
     """
 
     count: jax.Array  # type: ignore[assignment]  # not tuple.count
+    agreement: jax.Array
+    length: jax.Array
     offset: PyTree
     m: PyTree
     slow: PyTree
@@ -94,6 +107,9 @@ def longrun_transform(
     step_size: float = 0.03,
     decay_steps: float = 1000.0,
     decay_power: float = 0.25,
+    warmup_steps: float = 0.0,
+    pace: float = 0.0,
+    largest: float | None = None,
     b1: float = 0.9,
     b1_slow: float = 0.99,
     b2: float = 0.999,
@@ -109,15 +125,22 @@ def longrun_transform(
     Two iterates: a fast one, z, takes steps that hardly anneal, and x averages it,
     later steps counting more. Gradients are taken at the parameters, θ = (1 - B)·z +
     B·x, which so follow the average: its noise falls as 1/t, whatever the horizon. The
-    steps are those of RMSprop, made longer or shorter as was learned by how steady the
-    gradient is at that coordinate. With t = 1, 2, …, the moments m and v as in
-    `rnnprop_transform`, m' like m with β1', and δ = z - θ = 0 before the first step::
+    steps are those of RMSprop, at each coordinate made longer or shorter as was learned
+    by how steady the gradient is there. With κ > 0 all have a length e^ℓ in common that
+    grows while gradients point where those before did and shrinks when they turn about.
+    With t = 1, 2, …, the moments m and v as in `rnnprop_transform`, m' like m with β1',
+    and δ = z - θ, ρ̄ and ℓ 0 before the first step::
 
         g̃_t, m̃_t, m̃'_t = (g_t, m̂_t, m̂'_t) / (v̂_t^(1/2) + ε)
+        ρ_t = cosine(m_{t-1} / (v̂_t^(1/2) + ε), g̃_t), over all coordinates; ρ_1 = 0
+        h_t = 1 / (1 + t/100)
+        ρ̄_t = (1 - .3·h_t)·ρ̄_{t-1} + .3·h_t·ρ_t
+        ℓ_t = clip(.995·ℓ_{t-1} + κ·h_t·(ρ̄_t - clip(ρ̄_t, -.15, .05)), -3, 3)
         f_t = (1, |m̃_t| - .25, clip(m̃_t·g̃_t, -1, 1),
                |m̃'_t| - .1, clip(m̃'_t·g̃_t, -1, 1))
         a_t = (1, tanh(t/10) - 1, tanh(t/100) - 1, tanh(t/1000) - 1)
-        α_t = α·(1 + t / T_α)^(-p)            λ_t = λ / (1 + t / T_λ)
+        α_t = α·e^{ℓ_t}·(1 - e^{-t/T_w})·(1 + t/T_α)^(-p) / max(1, RMS(g̃_t) / S)
+        λ_t = λ / (1 + t/T_λ)
         s_t = -α_t·exp(clip(λ_t·f_t^T·W·a_t, -3, 3))·g̃_t
         c_t = (r + 1) / (t + r)
         Δθ_t = c_t·δ_{t-1} + (1 - B·(1 - c_t))·s_t
@@ -125,13 +148,20 @@ def longrun_transform(
 
     The last two lines are z_t = z_{t-1} + s_t, x_t = (1 - c_t)·x_{t-1} + c_t·z_t and
     θ = (1 - B)·z + B·x, with x and z eliminated. For W = 0, or λ = 0, the factor is 1:
-    that is the nominal rule, Schedule-Free RMSprop.
+    that is the nominal rule, Schedule-Free RMSprop if κ = 0 too. With κ = 0 and no S
+    coordinates know nothing of each other.
 
     Args:
       params: the learned weights φ, as `longrun_init` or `load` give them.
       step_size: α, at least 0.
       decay_steps: T_α > 0.
       decay_power: p, at least 0.
+      warmup_steps: T_w, at least 0; 0: the first step is as long as the next. What
+        ships was learned without warm-up, κ and S; try 10, .2 and 1 for deep networks
+        and large convolutional ones.
+      pace: κ, at least 0, how fast ℓ follows; 0: it stays 0.
+      largest: S > 0, the root mean square of g̃ over all coordinates beyond which the
+        step is cut; None: never.
       b1: β1 in [0, 1), decay of the first moment.
       b1_slow: β1' in [0, 1), decay of the slow first moment.
       b2: β2 in [0, 1), decay of the second moment.
@@ -164,11 +194,18 @@ def longrun_transform(
 
     References:
       The nominal rule: Defazio et al., `The Road Less Scheduled
-      <https://arxiv.org/abs/2405.15682>`_, 2024. The inputs: `rnnprop_transform`.
+      <https://arxiv.org/abs/2405.15682>`_, 2024. Lengths by the product of successive
+      gradients: Baydin et al., `Online Learning Rate Adaptation with Hypergradient
+      Descent <https://arxiv.org/abs/1703.04782>`_, 2017. The inputs:
+      `rnnprop_transform`.
     """
     check_number("step_size", step_size, 0)
     check_number("decay_steps", decay_steps, 0, low_open=True)
     check_number("decay_power", decay_power, 0)
+    check_number("warmup_steps", warmup_steps, 0)
+    check_number("pace", pace, 0)
+    if largest is not None:
+        check_number("largest", largest, 0, low_open=True)
     for name, beta in (("b1", b1), ("b1_slow", b1_slow), ("b2", b2)):
         check_number(name, beta, 0, 1, high_open=True)
     check_number("eps", eps, 0)
@@ -177,6 +214,8 @@ def longrun_transform(
     check_number("learned_scale", learned_scale)
     check_number("fade_steps", fade_steps, 0, low_open=True)
     check_choice("skip_nonfinite", skip_nonfinite, (False, True))
+    # Without either there is nothing to add up over coordinates, which may be sharded.
+    tied = largest is not None or isinstance(pace, jax.core.Tracer) or pace > 0
     phi = params
     check_type("params", phi, LongrunParams)
     allowed = tuple((signals, 1 + len(AGES)) for signals in SIGNALS)
@@ -184,8 +223,11 @@ def longrun_transform(
 
     def init_fn(params):
         check_floating(params)
-        moments = [init_moments(params) for _ in range(4)]
-        return LongrunState(jnp.zeros([], jnp.int32), *moments)
+        dtypes = [compute_dtype(leaf) for leaf in jax.tree.leaves(params)]
+        dtype = jnp.result_type(jnp.float32, *dtypes)
+        # One array each: a buffer cannot be donated twice.
+        scalars = [jnp.zeros([], x) for x in (jnp.int32, dtype, dtype)]
+        return LongrunState(*scalars, *(init_moments(params) for _ in range(4)))
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
@@ -193,6 +235,16 @@ def longrun_transform(
         check_floating(updates)
         check_state(updates, state.v, "v")
         count = optax.safe_increment(state.count)
+        agreement, length, cut = state.agreement, state.length, 1
+        if tied:
+            cosine, size = _in_common(updates, state, count, b2, eps)
+            slowed = 1 / (1 + count.astype(size.dtype) / SLOWING)
+            agreement += RENEWED * slowed * (cosine - agreement)
+            surplus = agreement - jnp.clip(agreement, *AGREEABLE)
+            length = (1 - FORGOTTEN) * length + pace * slowed * surplus
+            length = jnp.clip(length, -BOUND, BOUND)
+            if largest is not None:
+                cut = 1 / jnp.maximum(1, size / largest)
 
         def step(gradient, offset, *moments):
             dtype = compute_dtype(gradient)
@@ -211,6 +263,8 @@ def longrun_transform(
                 scale * _at_age(phi.factor, t), g_relative, m_relative, slow_relative
             )
             alpha = step_size * (1 + t / decay_steps) ** -decay_power
+            alpha *= (cut * jnp.exp(length)).astype(dtype)
+            alpha *= -jnp.expm1(-t / warmup_steps)
             s = -alpha * factor * g_relative
             if skip_nonfinite:
                 good = jnp.isfinite(g) & jnp.isfinite(new[2])
@@ -222,10 +276,37 @@ def longrun_transform(
             offset = (1 - c) * (offset + averaging * s)
             return update.astype(gradient.dtype), offset, *new
 
-        updates, *state = map_unzip(step, updates, *state[1:])
-        return updates, LongrunState(count, *state)
+        updates, *state = map_unzip(step, updates, *state[3:])
+        return updates, LongrunState(count, agreement, length, *state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _in_common(
+    updates: PyTree, state: LongrunState, count: jax.Array, b2: float, eps: float
+) -> tuple[jax.Array, jax.Array]:
+    """ρ_t and the root mean square of g̃_t; what is not finite counts as 0."""
+    accurate = state.length.dtype
+
+    def products(gradient, m, v):
+        dtype = compute_dtype(gradient)
+        g, t = gradient.astype(dtype), count.astype(dtype)
+        decay = jnp.asarray(b2, dtype)
+        v = (decay * v + (1 - decay) * g**2) / (1 - decay**t)
+        g, m = relative_gradients(g, m, v, eps)
+        good = jnp.isfinite(g) & jnp.isfinite(m)
+        g, m = jnp.where(good, g, 0), jnp.where(good, m, 0)
+        return jnp.stack([jnp.sum(x, dtype=accurate) for x in (g * m, g * g, m * m)])
+
+    leaves = [jax.tree.leaves(tree) for tree in (updates, state.m, state.v)]
+    gm, gg, mm = sum(map(products, *leaves), jnp.zeros(3, accurate))
+    cosine = gm * _inverse_root(gg * mm)  # 0 at t = 1, there is nothing to agree with
+    return cosine, gg * _inverse_root(gg * sum(x.size for x in leaves[0]))
+
+
+def _inverse_root(x: jax.Array) -> jax.Array:
+    """x^(-1/2), and 0 with derivative 0 where x is 0."""
+    return jnp.where(x > 0, 1 / jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
 def _at_age(weights: jax.Array, t: jax.Array) -> jax.Array:

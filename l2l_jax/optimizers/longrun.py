@@ -235,7 +235,8 @@ def longrun_transform(
         check_floating(updates)
         check_state(updates, state.v, "v")
         count = optax.safe_increment(state.count)
-        agreement, length, cut = state.agreement, state.length, 1
+        agreement, length = state.agreement, state.length
+        cut: Any = 1
         if tied:
             cosine, size = _in_common(updates, state, count, b2, eps)
             slowed = 1 / (1 + count.astype(size.dtype) / SLOWING)

@@ -24,8 +24,9 @@ SCALING = {
     "scaling_distribution": "distribution",
     "scaling_dropped": "dropped",
 }
+# Of an episode and of a segment: one number for all tasks or one for each.
+LENGTHS = ("num_steps", "segment_length")
 # Estimators that do not back-propagate.
-_LENGTHS = ("num_steps", "segment_length")
 PERTURBING = (
     "evolution",
     "persistent_evolution",
@@ -231,26 +232,7 @@ def configuration(num_devices: int) -> dict:
         return default.get(name) if value is None else value
 
     tasks, fewest = given("task"), given("min_steps")
-    lengths = {name: given(name) for name in _LENGTHS}
-    for name, value in lengths.items():
-        if isinstance(value, list) and len(value) not in (1, len(tasks)):
-            raise ValueError(
-                f"--{name} must be one number or one for each of the {len(tasks)}"
-                f" tasks, got {value}"
-            )
-        if isinstance(value, list) and len(value) == 1:
-            lengths[name] = value[0]
-    each = [_of_each(value, len(tasks)) for value in lengths.values()]
-    for steps, length in zip(*each, strict=True):
-        for name, value in (("num_steps", steps), ("min_steps", fewest or steps)):
-            if value % length:
-                raise ValueError(
-                    f"--segment_length must divide --{name}={value}, got {length}"
-                )
-        if (fewest or steps) > steps:
-            raise ValueError(
-                f"--min_steps must be at most --num_steps={steps}, got {fewest}"
-            )
+    lengths = _lengths({name: given(name) for name in LENGTHS}, fewest, len(tasks))
     if given("meta_decay") == 0:
         raise ValueError("--meta_decay must be above 0, got 0")
     sizes = {name: given(name) for name in ("hidden_sizes", "signals")}
@@ -287,6 +269,31 @@ def configuration(num_devices: int) -> dict:
     return {name: value for name, value in config.items() if value is not None}
 
 
+def _lengths(given: dict, fewest: int | None, tasks: int) -> dict:
+    """Those given, one number as such; ValueError unless they fit together."""
+    found = {}
+    for name, value in given.items():
+        if isinstance(value, list) and len(value) not in (1, tasks):
+            raise ValueError(
+                f"--{name} must be one number or one for each of the {tasks} tasks,"
+                f" got {value}"
+            )
+        one = isinstance(value, list) and len(value) == 1
+        found[name] = value[0] if one else value
+    each = [_of_each(value, tasks) for value in found.values()]
+    for steps, length in zip(*each, strict=True):
+        for name, value in (("num_steps", steps), ("min_steps", fewest or steps)):
+            if value % length:
+                raise ValueError(
+                    f"--segment_length must divide --{name}={value}, got {length}"
+                )
+        if (fewest or steps) > steps:
+            raise ValueError(
+                f"--min_steps must be at most --num_steps={steps}, got {fewest}"
+            )
+    return found
+
+
 def by_task(config: dict) -> list[tuple[str, int, int]]:
     """Name, steps of an episode and of a segment of each task.
 
@@ -295,7 +302,7 @@ def by_task(config: dict) -> list[tuple[str, int, int]]:
       [('a', 100, 20), ('b', 40, 20)]
     """
     names = config["task"].split(",")
-    lengths = [_of_each(config[key], len(names)) for key in _LENGTHS]
+    lengths = [_of_each(config[key], len(names)) for key in LENGTHS]
     return list(zip(names, *lengths, strict=True))
 
 

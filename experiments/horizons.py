@@ -18,8 +18,7 @@ TRAINED = {
     "longrun_seed0": "meta-seed 0",
     "longrun_seed1": "meta-seed 1",
     "longrun_seed2": "meta-seed 2",
-    "longrun_signals1": "a learned schedule alone",
-    "longrun_signals3": "without the slow moment",
+    "longrun_signals2": "without the slow moment",
 }
 TRAINED_DIR = "experiments/results/longrun"
 WEIGHTS = {
@@ -28,10 +27,16 @@ WEIGHTS = {
     "dm": "DMoptimizer, selected by the validation task",
 }
 # Other hyper-parameters for the weights of Longrun: values, or factors of the rate.
+_NOMINAL = {"learned_scale": 0.0}
+_NO_PACE = {**_NOMINAL, "pace": 0.0}
+_NO_WARMUP = {**_NO_PACE, "warmup_steps": 0.0, "largest": None}
+_NO_DECAY = {**_NO_WARMUP, "decay_power": 0.0}
 CONFIGS = {
-    "longrun_nominal": {"learned_scale": 0.0},
-    "longrun_no_decay": {"learned_scale": 0.0, "decay_power": 0.0},
-    "longrun_rmsprop": {"learned_scale": 0.0, "decay_power": 0.0, "averaging": 0.0},
+    "longrun_nominal": _NOMINAL,
+    "longrun_no_pace": _NO_PACE,
+    "longrun_no_warmup": _NO_WARMUP,
+    "longrun_no_decay": _NO_DECAY,
+    "longrun_rmsprop": {**_NO_DECAY, "averaging": 0.0},
 }
 FACTORS = {"longrun_quarter": 0.25, "longrun_fourfold": 4.0}
 
@@ -59,6 +64,9 @@ VALIDATION = (
     ("mnist_mlp_width40", 1_000),
     ("cifar10_mlp", 100),
     ("cifar10_mlp_relu", 100),
+    ("cifar16_cnn_ccpf", 100),
+    ("mnist14_cnn_ccpccpff", 100),
+    ("mnist14_mlp_depth6", 1_000),
 )
 STRESS = (("mnist_mlp", 100_000), ("mnist_mlp_relu", 100_000))
 
@@ -93,10 +101,11 @@ EVIDENCE = {
             {
                 "longrun_rmsprop": "RMSprop at the same rate",
                 "longrun_no_decay": "and averaged",
-                "longrun_nominal": "and annealed: the nominal rule",
-                "longrun_signals1": "and a learned schedule",
-                "longrun_signals3": "and m̃",
-                "longrun": "and m̃': Longrun",
+                "longrun_no_warmup": "and annealed",
+                "longrun_no_pace": "and with warm-up and cut",
+                "longrun_nominal": "and a length in common: the nominal rule",
+                "longrun_signals2": "and shares learned from m̃",
+                "longrun": "and from m̃': Longrun",
             },
         ),
     ),

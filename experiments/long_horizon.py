@@ -47,7 +47,7 @@ def with_variants(
         return ours._replace(learned=ours.learned._replace(config=config), what=what)
 
     for name, config in horizons.CONFIGS.items():
-        changes = ", ".join(f"{key} = {value:g}" for key, value in config.items())
+        changes = ", ".join(f"{key} = {value}" for key, value in config.items())
         found[name] = variant(f"Longrun with {changes}", **config)
     default = l2l_jax.longrun_transform.__kwdefaults__["step_size"]
     for name, factor in horizons.FACTORS.items():

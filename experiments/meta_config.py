@@ -55,7 +55,7 @@ DEFAULTS = {
             "mnist14_mlp_tanh",
             "mnist14_mlp_relu_depth2",
         ],
-        "signals": 5,
+        "signals": 4,
         "num_steps": 500,
         "segment_length": 500,
         "loss_weights": "octaves",
@@ -88,7 +88,7 @@ options.define_numbers("hidden_sizes", None, "Hidden units of each LSTM layer.")
 flags.DEFINE_integer(
     "signals",
     None,
-    "What Longrun sees: 5, 3 without the slow moment, 1 the step alone.",
+    "What Longrun sees: 4, or 2 without the slow moment.",
 )
 flags.DEFINE_integer("num_iterations", 1000, "Episodes to train on.", lower_bound=1)
 options.define_numbers(

@@ -52,10 +52,8 @@ def make(rule="rnnprop", **options):
 
 
 def how(rule, implementation):
-    """Longrun has no network to choose; "tied", its steps have a length in common."""
-    if rule == "longrun":
-        return {"pace": 0.2, "largest": 1.0} if implementation == "tied" else {}
-    return {"implementation": implementation}
+    """Longrun has no network to choose."""
+    return {} if rule == "longrun" else {"implementation": implementation}
 
 
 def numbers(*shapes, seed=0):
@@ -112,9 +110,7 @@ CASES = [
     ("dm", "auto", (EXPLICIT, EXPLICIT), P("x", "y"), P(("x", "y"))),
     pytest.param("dm", "auto", (EXPLICIT, AUTO), P("x", "y"), P("y"), marks=SOAK),
     ("longrun", "auto", (AUTO, AUTO), P("x", "y"), P("y")),
-    pytest.param("longrun", "auto", (EXPLICIT, EXPLICIT), P("y"), P(), marks=SOAK),
-    ("longrun", "tied", (AUTO, AUTO), P("x", "y"), P("y")),
-    ("longrun", "tied", (EXPLICIT, EXPLICIT), P("y"), P()),
+    ("longrun", "auto", (EXPLICIT, EXPLICIT), P("y"), P()),
 ]
 
 
@@ -128,12 +124,11 @@ def test_steps_are_the_unsharded_ones(rule, implementation, types, w, b):
     state = init(first)
     assert_at(state, expected_at)
     update = jax.jit(tx.update, donate_argnums=1).lower(first, state).compile()
-    # A length in common is of sums over all coordinates; nothing else is exchanged.
-    tied = implementation == "tied"
+    # Longrun's length is of sums over all coordinates; nothing else is exchanged.
     assert not exchanges(init)
-    assert exchanges(update) == ({"all-reduce"} if tied else set())
+    assert exchanges(update) == ({"all-reduce"} if rule == "longrun" else set())
     updates, state = update(second, update(first, state)[1])
-    assert_close((updates, state), two_steps(rule, "tied" if tied else "plain"))
+    assert_close((updates, state), two_steps(rule))
     assert_at((updates, state), (placed, expected_at))
 
 

@@ -59,7 +59,7 @@ KINDS = {
         longrun_init,
         longrun_transform,
         longrun_sizes,
-        lambda **config: not config.get("pace") and config.get("largest") is None,
+        lambda **config: False,
     ),
     "ntm_bfgs": Kind(
         ntm_bfgs_init, ntm_bfgs_transform, ntm_bfgs_sizes, lambda **config: False

@@ -20,9 +20,9 @@ from l2l_jax.types import PyTree
 
 # Steps that the rule tells apart: it knows tanh(t / age) of each.
 AGES = (10.0, 100.0, 1000.0)
-# How many signals there may be: the 1 alone, those of m too, those of both moments.
-SIGNALS = (1, 3, 5)
-# Of the logarithm of what is learned to multiply a step by, and of the common length.
+# How many signals there may be: those of m, those of both moments.
+SIGNALS = (2, 4)
+# Of the logarithms of what was learned and of the common length.
 BOUND = 3.0
 # Of the running mean of how far gradients agree: the part of it that is new, at first.
 RENEWED = 0.3
@@ -38,9 +38,9 @@ class LongrunParams(NamedTuple):
     """Weights φ of Longrun.
 
     Attributes:
-      factor: W (5, 4), how much each of the signals at a coordinate (rows: `1, |m̃|, m̃g̃,
-        |m̃'|, m̃'g̃`) counts for the length of a step: in the long run (column 0), and
-        what is taken off that in the first 10, 100, 1,000 steps. With fewer rows the
+      factor: W (4, 4), how much each of the signals at a coordinate (rows: `|m̃|, m̃g̃,
+        |m̃'|, m̃'g̃`) counts for its share of a step: in the long run (column 0), and
+        what is taken off that in the first 10, 100, 1,000 steps. With two rows the
         signals left are the first ones.
     """
 
@@ -48,24 +48,24 @@ class LongrunParams(NamedTuple):
 
 
 def longrun_init(
-    key: jax.Array | None = None, signals: int = 5, dtype: Any = jnp.float32
+    key: jax.Array | None = None, signals: int = 4, dtype: Any = jnp.float32
 ) -> LongrunParams:
     """Initial weights φ of Longrun, all 0, with which it is its nominal rule.
 
     Args:
       key: not used; there because the other optimizers' weights are drawn.
-      signals: 5, 3 without those of the slow moment, 1: a schedule alone.
+      signals: 4, or 2: without those of the slow moment.
       dtype: floating dtype of φ.
 
     Returns:
-      φ, 20 numbers with the default size.
+      φ, 16 numbers with the default size.
 
     Raises:
       ValueError: `signals` is another number.
 
     Example:
       >>> longrun_init().factor.shape
-      (5, 4)
+      (4, 4)
     """
     del key
     check_choice("signals", signals, SIGNALS)
@@ -107,15 +107,15 @@ def longrun_transform(
     step_size: float = 0.03,
     decay_steps: float = 1000.0,
     decay_power: float = 0.25,
-    warmup_steps: float = 0.0,
-    pace: float = 0.0,
-    largest: float | None = None,
+    warmup_steps: float = 10.0,
+    pace: float = 0.2,
+    largest: float | None = 1.0,
     b1: float = 0.9,
     b1_slow: float = 0.99,
-    b2: float = 0.999,
+    b2: float = 0.99,
     eps: float = 1e-8,
     averaging: float = 0.9,
-    averaging_power: float = 2.0,
+    averaging_power: float = 3.0,
     learned_scale: float = 1.0,
     fade_steps: float = 1e4,
     skip_nonfinite: bool = False,
@@ -124,44 +124,42 @@ def longrun_transform(
 
     Two iterates: a fast one, z, takes steps that hardly anneal, and x averages it,
     later steps counting more. Gradients are taken at the parameters, θ = (1 - B)·z +
-    B·x, which so follow the average: its noise falls as 1/t, whatever the horizon. The
-    steps are those of RMSprop, at each coordinate made longer or shorter as was learned
-    by how steady the gradient is there. With κ > 0 all have a length e^ℓ in common that
-    grows while gradients point where those before did and shrinks when they turn about.
+    B·x, which so follow the average: its noise falls as 1/t, whatever the horizon. All
+    steps have a length e^ℓ in common that grows while gradients point where those
+    before did and shrinks when they turn about. How a step of RMSprop of that length is
+    shared out among coordinates was learned, from how steady the gradient is at each.
     With t = 1, 2, …, the moments m and v as in `rnnprop_transform`, m' like m with β1',
-    and δ = z - θ, ρ̄ and ℓ 0 before the first step::
+    RMS and cosine over all coordinates, and δ = z - θ, ρ̄ and ℓ 0 before the first
+    step::
 
         g̃_t, m̃_t, m̃'_t = (g_t, m̂_t, m̂'_t) / (v̂_t^(1/2) + ε)
-        ρ_t = cosine(m_{t-1} / (v̂_t^(1/2) + ε), g̃_t), over all coordinates; ρ_1 = 0
+        ρ_t = cosine(m_{t-1} / (v̂_t^(1/2) + ε), g̃_t); ρ_1 = 0
         h_t = 1 / (1 + t/100)
         ρ̄_t = (1 - .3·h_t)·ρ̄_{t-1} + .3·h_t·ρ_t
         ℓ_t = clip(.995·ℓ_{t-1} + κ·h_t·(ρ̄_t - clip(ρ̄_t, -.15, .05)), -3, 3)
-        f_t = (1, |m̃_t| - .25, clip(m̃_t·g̃_t, -1, 1),
-               |m̃'_t| - .1, clip(m̃'_t·g̃_t, -1, 1))
+        α_t = α·e^{ℓ_t}·(1 - e^{-t/T_w})·(1 + t/T_α)^(-p)
+        f_t = (|m̃_t|, clip(m̃_t·g̃_t, -1, 1), |m̃'_t|, clip(m̃'_t·g̃_t, -1, 1))
         a_t = (1, tanh(t/10) - 1, tanh(t/100) - 1, tanh(t/1000) - 1)
-        α_t = α·e^{ℓ_t}·(1 - e^{-t/T_w})·(1 + t/T_α)^(-p) / max(1, RMS(g̃_t) / S)
         λ_t = λ / (1 + t/T_λ)
-        s_t = -α_t·exp(clip(λ_t·f_t^T·W·a_t, -3, 3))·g̃_t
+        u_t = exp(clip(λ_t·f_t^T·W·a_t, -3, 3))·g̃_t
+        s_t = -α_t·min(RMS(g̃_t), S)·u_t / RMS(u_t)
         c_t = (r + 1) / (t + r)
         Δθ_t = c_t·δ_{t-1} + (1 - B·(1 - c_t))·s_t
         δ_t = (1 - c_t)·(δ_{t-1} + B·s_t)
 
     The last two lines are z_t = z_{t-1} + s_t, x_t = (1 - c_t)·x_{t-1} + c_t·z_t and
-    θ = (1 - B)·z + B·x, with x and z eliminated. For W = 0, or λ = 0, the factor is 1:
-    that is the nominal rule, Schedule-Free RMSprop if κ = 0 too. With κ = 0 and no S
-    coordinates know nothing of each other.
+    θ = (1 - B)·z + B·x, with x and z eliminated. For W = 0, or λ = 0, u is g̃: that is
+    the nominal rule, Schedule-Free RMSprop whose steps have a length in common.
 
     Args:
       params: the learned weights φ, as `longrun_init` or `load` give them.
       step_size: α, at least 0.
       decay_steps: T_α > 0.
       decay_power: p, at least 0.
-      warmup_steps: T_w, at least 0; 0: the first step is as long as the next. What
-        ships was learned without warm-up, κ and S; try 10, .2 and 1 for deep networks
-        and large convolutional ones.
+      warmup_steps: T_w, at least 0; 0: the first step is as long as the next.
       pace: κ, at least 0, how fast ℓ follows; 0: it stays 0.
-      largest: S > 0, the root mean square of g̃ over all coordinates beyond which the
-        step is cut; None: never.
+      largest: S > 0, the root mean square of g̃ beyond which the step is cut; None:
+        never.
       b1: β1 in [0, 1), decay of the first moment.
       b1_slow: β1' in [0, 1), decay of the slow first moment.
       b2: β2 in [0, 1), decay of the second moment.
@@ -176,7 +174,7 @@ def longrun_transform(
     Returns:
       An `optax.GradientTransformationExtraArgs` for any pytree of floating arrays.
       Updates have the gradients' dtypes and are to be ADDED, the sign is in them.
-      `update` needs no `params`.
+      `update` needs no `params`. What is not finite counts as 0 in RMS and cosine.
 
     Raises:
       TypeError: `params` is not a `LongrunParams`; at init or update, a leaf is not
@@ -214,8 +212,6 @@ def longrun_transform(
     check_number("learned_scale", learned_scale)
     check_number("fade_steps", fade_steps, 0, low_open=True)
     check_choice("skip_nonfinite", skip_nonfinite, (False, True))
-    # Without either there is nothing to add up over coordinates, which may be sharded.
-    tied = largest is not None or isinstance(pace, jax.core.Tracer) or pace > 0
     phi = params
     check_type("params", phi, LongrunParams)
     allowed = tuple((signals, 1 + len(AGES)) for signals in SIGNALS)
@@ -235,19 +231,9 @@ def longrun_transform(
         check_floating(updates)
         check_state(updates, state.v, "v")
         count = optax.safe_increment(state.count)
-        agreement, length = state.agreement, state.length
-        cut: Any = 1
-        if tied:
-            cosine, size = _in_common(updates, state, count, b2, eps)
-            slowed = 1 / (1 + count.astype(size.dtype) / SLOWING)
-            agreement += RENEWED * slowed * (cosine - agreement)
-            surplus = agreement - jnp.clip(agreement, *AGREEABLE)
-            length = (1 - FORGOTTEN) * length + pace * slowed * surplus
-            length = jnp.clip(length, -BOUND, BOUND)
-            if largest is not None:
-                cut = 1 / jnp.maximum(1, size / largest)
 
-        def step(gradient, offset, *moments):
+        def share(gradient, *moments):
+            """The direction u, and the new moments."""
             dtype = compute_dtype(gradient)
             g, t = gradient.astype(dtype), count.astype(dtype)
             decays = [jnp.asarray(beta, dtype) for beta in (b1, b1_slow, b2)]
@@ -260,49 +246,57 @@ def longrun_transform(
             g_relative, m_relative = relative_gradients(g, m, v, eps)
             _, slow_relative = relative_gradients(g, slow, v, eps)
             scale = learned_scale / (1 + t / fade_steps)
-            factor = _factor(
-                scale * _at_age(phi.factor, t), g_relative, m_relative, slow_relative
-            )
-            alpha = step_size * (1 + t / decay_steps) ** -decay_power
-            alpha *= (cut * jnp.exp(length)).astype(dtype)
-            alpha *= -jnp.expm1(-t / warmup_steps)
-            s = -alpha * factor * g_relative
+            weights = scale * _at_age(phi.factor, t)
+            u = _factor(weights, g_relative, m_relative, slow_relative) * g_relative
             if skip_nonfinite:
                 good = jnp.isfinite(g) & jnp.isfinite(new[2])
-                s = jnp.where(good, s, 0)
+                u = jnp.where(good, u, 0)
                 pairs = zip(new, moments, strict=True)
                 new = [jnp.where(good, x, old) for x, old in pairs]
+            return u, *new
+
+        shares, *moments = map_unzip(share, updates, *state[4:])
+
+        def products(gradient, u, m, v):
+            """Sums over coordinates of g̃m, g̃², m² and u²; not finite counts as 0."""
+            g = gradient.astype(u.dtype)
+            v_hat = v / (1 - jnp.asarray(b2, u.dtype) ** count.astype(u.dtype))
+            g, m = relative_gradients(g, m, v_hat, eps)
+            good = jnp.isfinite(g) & jnp.isfinite(m) & jnp.isfinite(u)
+            g, m, u = (jnp.where(good, x, 0) for x in (g, m, u))
+            pairs = ((g, m), (g, g), (m, m), (u, u))
+            return jnp.stack([jnp.sum(x * y, dtype=accurate) for x, y in pairs])
+
+        trees = (updates, shares, state.m, moments[-1])
+        leaves = [jax.tree.leaves(tree) for tree in trees]
+        accurate = state.length.dtype
+        gm, gg, mm, uu = sum(map(products, *leaves), jnp.zeros(4, accurate))
+        slowed = 1 / (1 + count.astype(accurate) / SLOWING)
+        cosine = gm * _inverse_root(gg * mm)  # 0 at t = 1, nothing to agree with
+        agreement = state.agreement + RENEWED * slowed * (cosine - state.agreement)
+        surplus = agreement - jnp.clip(agreement, *AGREEABLE)
+        length = (1 - FORGOTTEN) * state.length + pace * slowed * surplus
+        length = jnp.clip(length, -BOUND, BOUND)
+        number = sum(leaf.size for leaf in leaves[0])
+        size = gg * _inverse_root(gg * number)
+        if largest is not None:
+            size = jnp.minimum(size, largest)
+        common = jnp.exp(length) * size * number * _inverse_root(uu * number)
+
+        def step(u, offset):
+            t = count.astype(u.dtype)
+            alpha = step_size * (1 + t / decay_steps) ** -decay_power
+            alpha *= -jnp.expm1(-t / warmup_steps)
+            s = -alpha * common.astype(u.dtype) * u
             c = (averaging_power + 1) / (t + averaging_power)
             update = c * offset + (1 - averaging * (1 - c)) * s
-            offset = (1 - c) * (offset + averaging * s)
-            return update.astype(gradient.dtype), offset, *new
+            return update, (1 - c) * (offset + averaging * s)
 
-        updates, *state = map_unzip(step, updates, *state[3:])
-        return updates, LongrunState(count, agreement, length, *state)
+        steps, offset = map_unzip(step, shares, state.offset)
+        updates = jax.tree.map(lambda x, g: x.astype(g.dtype), steps, updates)
+        return updates, LongrunState(count, agreement, length, offset, *moments)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _in_common(
-    updates: PyTree, state: LongrunState, count: jax.Array, b2: float, eps: float
-) -> tuple[jax.Array, jax.Array]:
-    """ρ_t and the root mean square of g̃_t; what is not finite counts as 0."""
-    accurate = state.length.dtype
-
-    def products(gradient, m, v):
-        dtype = compute_dtype(gradient)
-        g, t = gradient.astype(dtype), count.astype(dtype)
-        decay = jnp.asarray(b2, dtype)
-        v = (decay * v + (1 - decay) * g**2) / (1 - decay**t)
-        g, m = relative_gradients(g, m, v, eps)
-        good = jnp.isfinite(g) & jnp.isfinite(m)
-        g, m = jnp.where(good, g, 0), jnp.where(good, m, 0)
-        return jnp.stack([jnp.sum(x, dtype=accurate) for x in (g * m, g * g, m * m)])
-
-    leaves = [jax.tree.leaves(tree) for tree in (updates, state.m, state.v)]
-    gm, gg, mm = sum(map(products, *leaves), jnp.zeros(3, accurate))
-    cosine = gm * _inverse_root(gg * mm)  # 0 at t = 1, there is nothing to agree with
-    return cosine, gg * _inverse_root(gg * sum(x.size for x in leaves[0]))
 
 
 def _inverse_root(x: jax.Array) -> jax.Array:
@@ -311,7 +305,7 @@ def _inverse_root(x: jax.Array) -> jax.Array:
 
 
 def _at_age(weights: jax.Array, t: jax.Array) -> jax.Array:
-    """W·a_t (5,), in the dtype of t."""
+    """W·a_t (4,), in the dtype of t."""
     fading = jnp.tanh(t / jnp.asarray(AGES, t.dtype)) - 1
     ages = jnp.concatenate([jnp.ones(1, t.dtype), fading])
     return jnp.matmul(weights.astype(t.dtype), ages, precision="highest")
@@ -320,10 +314,10 @@ def _at_age(weights: jax.Array, t: jax.Array) -> jax.Array:
 def _factor(weights: jax.Array, g: Any, m: Any, slow: Any) -> jax.Array:
     """exp(clip(w·f)) of the relative gradient and moments."""
     signals = (
-        jnp.abs(m) - 0.25,
+        jnp.abs(m),
         jnp.clip(m * g, -1, 1),
-        jnp.abs(slow) - 0.1,
+        jnp.abs(slow),
         jnp.clip(slow * g, -1, 1),
     )
-    pairs = zip(weights[1:], signals, strict=False)
-    return jnp.exp(jnp.clip(weights[0] + sum(w * f for w, f in pairs), -BOUND, BOUND))
+    pairs = zip(weights, signals, strict=False)
+    return jnp.exp(jnp.clip(sum(w * f for w, f in pairs), -BOUND, BOUND))

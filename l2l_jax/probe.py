@@ -45,7 +45,8 @@ def step_response(
     direction of Adam, is about μ. What is returned is Δθ_age, averaged over draws of σ.
 
     Args:
-      tx: a coordinatewise transformation, learned or not; it starts at θ = 0.
+      tx: a coordinatewise transformation, learned or not; it starts at θ = 0. Another
+        one, such as Longrun, sees all points of all draws as the coordinates of one θ.
       age: t, number of gradients seen before, at least 0.
       scale: of all gradients, above 0. Relative rules do not see it.
       reach: γ goes from -reach to reach.

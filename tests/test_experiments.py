@@ -108,8 +108,8 @@ def wait_for_an_iteration(process, log):
 @pytest.mark.soak
 def test_meta_training_killed_again_and_again(tmp_path):
     """SIGKILL at 20 random moments: of a run's beginning and of its iterations."""
-    flags = ["--task=quadratic", "--hidden_sizes=3", "--num_iterations=6000"]
-    flags += ["--num_steps=20", "--export_every=300"]
+    flags = ["--task=quadratic", "--hidden_sizes=3", "--num_iterations=20000"]
+    flags += ["--num_steps=20", "--export_every=1000"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     binary("meta_train", *flags, f"--workdir={straight}")
     flags.append("--checkpoint_minutes=.002")
@@ -128,8 +128,8 @@ def test_meta_training_killed_again_and_again(tmp_path):
         process.kill()
         assert process.wait() == -signal.SIGKILL, "it came to its end: more iterations"
     done = len(runs.read_log(killed)["iteration"])
-    print(f"20 kills, {trained} while it trained; {done} of 6,000 iterations by then")
-    assert 0 < done < 6000
+    print(f"20 kills, {trained} while it trained; {done} of 20,000 iterations by then")
+    assert 0 < done < 20_000
     binary("meta_train", *flags, f"--workdir={killed}", "--resume")
     a, b = runs.read_log(straight), runs.read_log(killed)
     for name in a.keys() - {"seconds"}:

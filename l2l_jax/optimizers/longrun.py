@@ -1,4 +1,4 @@
-"""Longrun: averaged iterates, and steps whose length gradients and φ tell."""
+"""Longrun: averaged iterates, steps whose length gradients tell and φ shares out."""
 
 from typing import Any, NamedTuple
 

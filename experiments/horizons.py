@@ -28,7 +28,7 @@ WEIGHTS = {
 }
 # Other hyper-parameters for the weights of Longrun: values, or factors of the rate.
 _NOMINAL = {"learned_scale": 0.0}
-_NO_PACE = {**_NOMINAL, "pace": 0.0}
+_NO_PACE = {**_NOMINAL, "pace": 0.0, "first_length": 1.0}
 _NO_WARMUP = {**_NO_PACE, "warmup_steps": 0.0, "largest": None}
 _NO_DECAY = {**_NO_WARMUP, "decay_power": 0.0}
 CONFIGS = {
@@ -67,6 +67,12 @@ VALIDATION = (
     ("cifar16_cnn_ccpf", 100),
     ("mnist14_cnn_ccpccpff", 100),
     ("mnist14_mlp_depth6", 1_000),
+)
+# Initialized and as wide as is usual today, where a step must be shorter.
+WIDE = (
+    ("mnist14_wide_mlp", 300),
+    ("mnist14_wide_residual", 300),
+    ("digits_wide_attention", 300),
 )
 STRESS = (("mnist_mlp", 100_000), ("mnist_mlp_relu", 100_000))
 
@@ -115,6 +121,10 @@ EVIDENCE = {
             VALIDATION,
             {f"longrun_seed{seed}": f"meta-seed {seed}" for seed in range(3)},
         ),
+    ),
+    "table wide": Evidence(
+        "Wide networks with the initializers of Flax",
+        _entries(WIDE, OURS | NOMINAL | {"adam": "Adam"}),
     ),
     "table stress": Evidence(
         "Far beyond the horizon, and with rates a quarter and four times the default",

@@ -5,11 +5,11 @@ r"""Compares Longrun with optimizers tuned for each task and horizon.
 
 Writes the tables "unknown" (no optimizer knows the horizon, but a constant rate is
 tuned for it), "given" (Adam and AdamW with a cosine schedule over it), "validation",
-"ablation", "seeds", "stress", the figure "long", and verdicts.md: where Longrun is
-below the best of its opponents, level (within 2 standard errors of the paired
-difference) or above. 100 runs each of 100 steps, 20 of more, 5 of convolutional
-networks on a CPU. Cells are stored as by `experiments.reproduce`, so that the same
-command goes on where it was stopped.
+"ablation", "seeds", "wide" (networks wider than the papers'), "stress", the figure
+"long", and verdicts.md: where Longrun is below the best of its opponents, level (within
+2 standard errors of the paired difference) or above. 100 runs each of 100 steps, 20 of
+more, 5 of convolutional networks on a CPU. Cells are stored as by
+`experiments.reproduce`, so that the same command goes on where it was stopped.
 
 All is estimated at a day on 2 idle cores; --table=validation at half an hour; --quick
 is a look in minutes.

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from l2l_jax.tasks import MLP
+
 CLASSES = 10
 
 
@@ -106,4 +108,11 @@ STRUCTURES: dict[str, Callable[[], nn.Module]] = {
     "recurrent": Recurrent,
     "attention": Attention,
     "normalised": Normalised,
+}
+
+# Wider, with the initializers that users have.
+WIDE: dict[str, Callable[[], nn.Module]] = {
+    "wide_mlp": lambda: MLP(width=256, depth=2, activation="relu"),
+    "wide_residual": lambda: Residual(width=256),
+    "wide_attention": lambda: Attention(width=128),
 }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import flax.linen as nn
 import numpy as np
 
-from experiments.networks import STRUCTURES
+from experiments.networks import STRUCTURES, WIDE
 from l2l_jax import Task, convex_task, quadratic_task
 from l2l_jax.tasks import (
     CNN,
@@ -42,6 +42,7 @@ NETWORKS = {
     "cnn_ccpf": lambda: CNN("c-c-p-f"),
     "cnn_ccpccpff": lambda: CNN("c-c-p-c-c-p-f-f"),
     **STRUCTURES,
+    **WIDE,
 }
 
 FUNCTIONS: dict[str, Callable[[], Task]] = {
@@ -128,7 +129,7 @@ def make_task(
         make_dataset(name, data_dir, source, split),
         pixel_range=pixel_range(name),
         # As in the paper; the other structures have initializers of their own.
-        init_std=None if name.split("_", 1)[1] in STRUCTURES else 0.1,
+        init_std=None if name.split("_", 1)[1] in STRUCTURES | WIDE else 0.1,
     )
 
 

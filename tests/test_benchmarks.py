@@ -9,7 +9,7 @@ import pytest
 from binaries import binary
 
 from experiments import task_table
-from experiments.networks import STRUCTURES
+from experiments.networks import STRUCTURES, WIDE
 
 
 def measured(out, name, *flags):
@@ -94,7 +94,7 @@ def test_structures(tmp_path):
     assert "unknown tree; known are residual" in error
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("name", STRUCTURES | WIDE)
 def test_structures_start_as_flax_has_them(name):
     task = task_table.make_task(f"digits_{name}")
     key = jax.random.key(0)

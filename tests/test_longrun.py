@@ -15,7 +15,7 @@ from l2l_jax.optimizers.longrun import longrun_sizes
 PHI = jax.tree.map(lambda w: 4 * w, random_weights("longrun"))
 NOMINAL = longrun_init()
 # Steps that know nothing of those at other coordinates, but for their length.
-EVEN = {"warmup_steps": 0.0, "pace": 0.0, "largest": None}
+EVEN = {"warmup_steps": 0.0, "first_length": 1.0, "pace": 0.0, "largest": None}
 STEPS = np.random.default_rng(0).normal(size=(12, 5)) * [1e-3, 0.1, 1, 10, 0]
 
 
@@ -41,14 +41,15 @@ def by_the_book(
     averaging=0.9,
     r=3.0,
     pace=0.2,
-    warmup=10.0,
+    warmup=3.0,
+    first=0.05,
     largest=1.0,
     b2=0.99,
 ):
     """The recursion with z and x in it; the other numbers at their defaults."""
     weights, size = np.float64(phi.factor), steps.shape[1]
     m, m_slow, v, z, x = np.zeros((5, size))
-    agreement = length = 0.0
+    agreement, length = 0.0, np.log(first)
     for t, g in enumerate(steps, 1):
         v = b2 * v + (1 - b2) * g**2
         root = np.sqrt(v / (1 - b2**t)) + 1e-8
@@ -58,7 +59,8 @@ def by_the_book(
             cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
             agreement += 0.3 * slowed * (cosine - agreement)
         surplus = max(agreement - 0.05, 0) + min(agreement + 0.15, 0)
-        length = np.clip(0.995 * length + pace * slowed * surplus, -3, 3)
+        change = (10 if length < 0 else 1) * pace * slowed * surplus
+        length = np.clip(length - 0.005 * max(length, 0) + change, -6, 3)
         m = 0.9 * m + 0.1 * g
         m_slow = slow * m_slow + (1 - slow) * g
         g, near, far = g / root, m / (1 - 0.9**t) / root, m_slow / (1 - slow**t) / root
@@ -91,6 +93,7 @@ def by_the_book(
         {"averaging": 0.5, "averaging_power": 0.5, "b1_slow": 0.8},
         EVEN,
         {"pace": 4.0, "warmup_steps": 2.0, "largest": 0.5},
+        {"first_length": 0.6},
     ],
 )
 @pytest.mark.parametrize("signals", [2, 4])
@@ -98,7 +101,12 @@ def test_the_recursion(options, signals, x64):
     phi = jax.tree.map(lambda w: np.float64(w[:signals]), PHI)
     assert longrun_sizes(phi) == {"signals": signals}
     found = walk(longrun_transform(phi, **options))
-    written = {"averaging_power": "r", "b1_slow": "slow", "warmup_steps": "warmup"}
+    written = {
+        "averaging_power": "r",
+        "b1_slow": "slow",
+        "warmup_steps": "warmup",
+        "first_length": "first",
+    }
     book = by_the_book(phi, STEPS, **{written.get(k, k): v for k, v in options.items()})
     np.testing.assert_allclose(found, list(book), rtol=1e-12, atol=1e-15)
     assert np.abs(found - walk(longrun_transform(NOMINAL, **options))).max() > 1e-4
@@ -176,12 +184,24 @@ def test_steps_grow_while_gradients_agree_and_shrink_when_they_turn_about():
     grown, shrunk = lengths(steady), lengths(turning)
     assert (np.diff(grown[1:15]) > 0).all()
     assert grown[-1] == pytest.approx(np.exp(3))
-    assert (np.diff(shrunk[3:10]) < 0).all()
-    assert shrunk[-1] == pytest.approx(np.exp(-3))
+    assert (np.diff(shrunk[1:3]) < 0).all()
+    assert shrunk[-1] == pytest.approx(np.exp(-6))
     # Noise alone neither lengthens nor shortens.
     noise = lengths(jax.random.normal(jax.random.key(0), (400, 2000)))
-    np.testing.assert_allclose(noise, 1, rtol=0.02)
-    np.testing.assert_array_equal(lengths(steady, pace=0.0), 1)
+    np.testing.assert_allclose(noise, 0.05, rtol=0.02)
+    np.testing.assert_allclose(lengths(steady, pace=0.0), 0.05, rtol=1e-6)
+
+
+def test_short_steps_grow_ten_times_faster_and_are_not_forgotten():
+    steady, still = jnp.ones((5, 3)), jnp.zeros((500, 3))
+    short, long = (
+        np.diff(np.log(lengths(steady, first_length=f, pace=0.01))) for f in (0.1, 1.0)
+    )
+    np.testing.assert_allclose(short[1:], 10 * long[1:], rtol=0.02)
+    stays = lengths(still, first_length=0.1)
+    np.testing.assert_allclose(stays, 0.1, rtol=1e-5)
+    steps = jnp.concatenate([jnp.ones((60, 3)), still])
+    assert lengths(steps)[-1] < 0.5 * lengths(steps)[70]
 
 
 def test_the_length_is_of_all_leaves_together_and_of_no_scale():
@@ -226,6 +246,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_length_finite():
         ({"decay_steps": 0.0}, "decay_steps"),
         ({"decay_power": -1.0}, "decay_power"),
         ({"warmup_steps": -1.0}, "warmup_steps"),
+        ({"first_length": 0.0}, "first_length"),
         ({"pace": -0.1}, "pace"),
         ({"largest": 0.0}, "largest"),
         ({"b1_slow": 1.0}, "b1_slow"),

@@ -22,16 +22,20 @@ from l2l_jax.types import PyTree
 AGES = (10.0, 100.0, 1000.0)
 # How many signals there may be: those of m, those of both moments.
 SIGNALS = (2, 4)
-# Of the logarithms of what was learned and of the common length.
+# Of the logarithm of what was learned.
 BOUND = 3.0
+# Of the logarithm of the common length.
+LENGTHS = (-6.0, 3.0)
 # Of the running mean of how far gradients agree: the part of it that is new, at first.
 RENEWED = 0.3
 # Steps after which that, and the pace of the common length, have halved.
 SLOWING = 100.0
 # Between these the agreement is as it should be, and the common length stays.
 AGREEABLE = (-0.15, 0.05)
-# The part of its logarithm that the common length loses at a step.
+# The part of its logarithm that a common length above 1 loses at a step.
 FORGOTTEN = 0.005
+# How many times faster the common length moves as long as it is below 1.
+HASTE = 10.0
 
 
 class LongrunParams(NamedTuple):
@@ -107,7 +111,8 @@ def longrun_transform(
     step_size: float = 0.03,
     decay_steps: float = 1000.0,
     decay_power: float = 0.25,
-    warmup_steps: float = 10.0,
+    warmup_steps: float = 3.0,
+    first_length: float = 0.05,
     pace: float = 0.2,
     largest: float | None = 1.0,
     b1: float = 0.9,
@@ -126,17 +131,20 @@ def longrun_transform(
     later steps counting more. Gradients are taken at the parameters, θ = (1 - B)·z +
     B·x, which so follow the average: its noise falls as 1/t, whatever the horizon. All
     steps have a length e^ℓ in common that grows while gradients point where those
-    before did and shrinks when they turn about. How a step of RMSprop of that length is
-    shared out among coordinates was learned, from how steady the gradient is at each.
-    With t = 1, 2, …, the moments m and v as in `rnnprop_transform`, m' like m with β1',
-    RMS and cosine over all coordinates, and δ = z - θ, ρ̄ and ℓ 0 before the first
-    step::
+    before did and shrinks when they turn about. It begins small, and grows fast up to
+    1 where a network lets it: a wide one does not. How a step of RMSprop of that length
+    is shared out among coordinates was learned, from how steady the gradient is at
+    each. With t = 1, 2, …, the moments m and v as in `rnnprop_transform`, m' like m
+    with β1', RMS and cosine over all coordinates, δ = z - θ and ρ̄ 0 and ℓ ln F before
+    the first step::
 
         g̃_t, m̃_t, m̃'_t = (g_t, m̂_t, m̂'_t) / (v̂_t^(1/2) + ε)
         ρ_t = cosine(m_{t-1} / (v̂_t^(1/2) + ε), g̃_t); ρ_1 = 0
         h_t = 1 / (1 + t/100)
         ρ̄_t = (1 - .3·h_t)·ρ̄_{t-1} + .3·h_t·ρ_t
-        ℓ_t = clip(.995·ℓ_{t-1} + κ·h_t·(ρ̄_t - clip(ρ̄_t, -.15, .05)), -3, 3)
+        κ_t = 10κ if ℓ_{t-1} < 0 else κ
+        ℓ'_t = ℓ_{t-1} - .005·max(ℓ_{t-1}, 0)
+        ℓ_t = clip(ℓ'_t + κ_t·h_t·(ρ̄_t - clip(ρ̄_t, -.15, .05)), -6, 3)
         α_t = α·e^{ℓ_t}·(1 - e^{-t/T_w})·(1 + t/T_α)^(-p)
         f_t = (|m̃_t|, clip(m̃_t·g̃_t, -1, 1), |m̃'_t|, clip(m̃'_t·g̃_t, -1, 1))
         a_t = (1, tanh(t/10) - 1, tanh(t/100) - 1, tanh(t/1000) - 1)
@@ -153,11 +161,13 @@ def longrun_transform(
 
     Args:
       params: the learned weights φ, as `longrun_init` or `load` give them.
-      step_size: α, at least 0.
+      step_size: α, at least 0; the first steps are `first_length` of it.
       decay_steps: T_α > 0.
       decay_power: p, at least 0.
       warmup_steps: T_w, at least 0; 0: the first step is as long as the next.
-      pace: κ, at least 0, how fast ℓ follows; 0: it stays 0.
+      first_length: F in (0, 1], the length with which the first steps are taken; with
+        `pace=0` that of all.
+      pace: κ, at least 0, how fast ℓ follows; 0: it stays where it begins.
       largest: S > 0, the root mean square of g̃ beyond which the step is cut; None:
         never.
       b1: β1 in [0, 1), decay of the first moment.
@@ -201,6 +211,7 @@ def longrun_transform(
     check_number("decay_steps", decay_steps, 0, low_open=True)
     check_number("decay_power", decay_power, 0)
     check_number("warmup_steps", warmup_steps, 0)
+    check_number("first_length", first_length, 0, 1, low_open=True)
     check_number("pace", pace, 0)
     if largest is not None:
         check_number("largest", largest, 0, low_open=True)
@@ -222,8 +233,10 @@ def longrun_transform(
         dtypes = [compute_dtype(leaf) for leaf in jax.tree.leaves(params)]
         dtype = jnp.result_type(jnp.float32, *dtypes)
         # One array each: a buffer cannot be donated twice.
-        scalars = [jnp.zeros([], x) for x in (jnp.int32, dtype, dtype)]
-        return LongrunState(*scalars, *(init_moments(params) for _ in range(4)))
+        count, agreement = jnp.zeros([], jnp.int32), jnp.zeros([], dtype)
+        length = jnp.log(jnp.asarray(first_length, dtype))
+        moments = (init_moments(params) for _ in range(4))
+        return LongrunState(count, agreement, length, *moments)
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
@@ -275,8 +288,9 @@ def longrun_transform(
         cosine = gm * _inverse_root(gg * mm)  # 0 at t = 1, nothing to agree with
         agreement = state.agreement + RENEWED * slowed * (cosine - state.agreement)
         surplus = agreement - jnp.clip(agreement, *AGREEABLE)
-        length = (1 - FORGOTTEN) * state.length + pace * slowed * surplus
-        length = jnp.clip(length, -BOUND, BOUND)
+        hurried = jnp.where(state.length < 0, HASTE * pace, pace)
+        length = state.length - FORGOTTEN * jnp.maximum(state.length, 0)
+        length = jnp.clip(length + hurried * slowed * surplus, *LENGTHS)
         number = sum(leaf.size for leaf in leaves[0])
         size = gg * _inverse_root(gg * number)
         if largest is not None:

@@ -39,6 +39,7 @@ CONFIGS = {
     "longrun_rmsprop": {**_NO_DECAY, "averaging": 0.0},
 }
 FACTORS = {"longrun_quarter": 0.25, "longrun_fourfold": 4.0}
+RATES = {name: f"rate x {factor:g}" for name, factor in FACTORS.items()}
 
 SHORT = tuple(test for test in task_table.PAPER_TESTS if test[1] == 100)
 LONG = (
@@ -128,8 +129,7 @@ EVIDENCE = {
     ),
     "table stress": Evidence(
         "Far beyond the horizon, and with rates a quarter and four times the default",
-        _entries(STRESS, OURS)
-        + _entries(LONG[:4], {name: f"rate x {x:g}" for name, x in FACTORS.items()}),
+        _entries(STRESS, OURS) + _entries(LONG[:4], RATES),
     ),
     "figure long": Evidence(
         "Base MLP for 10,000 steps",

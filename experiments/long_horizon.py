@@ -7,9 +7,10 @@ Writes the tables "unknown" (no optimizer knows the horizon, but a constant rate
 tuned for it), "given" (Adam and AdamW with a cosine schedule over it), "validation",
 "ablation", "seeds", "wide" (networks wider than the papers'), "stress", the figure
 "long", and verdicts.md: where Longrun is below the best of its opponents, level (within
-2 standard errors of the paired difference) or above. 100 runs each of 100 steps, 20 of
-more, 5 of convolutional networks on a CPU. Cells are stored as by
-`experiments.reproduce`, so that the same command goes on where it was stopped.
+2 standard errors of the paired difference) or above, and how far a long run of it ends
+above its own lowest. 100 runs each of 100 steps, 20 of more, 5 of convolutional
+networks on a CPU. Cells are stored as by `experiments.reproduce`, so that the same
+command goes on where it was stopped.
 
 All is estimated at a day on 2 idle cores; --table=validation at half an hour; --quick
 is a look in minutes.
@@ -30,7 +31,9 @@ FLAGS = flags.FLAGS  # those of `reproduce`
 FLAGS.set_default("outdir", "runs/long_horizon")
 
 TITLE = "Longrun against the best of each group"
+RISES = "Where long runs end above their own lowest"
 LONG = 101  # steps from which there are fewer runs
+TWENTIETH = 20
 
 
 def with_variants(
@@ -106,6 +109,31 @@ def verdicts(found: Mapping[paper.Cell, cells.Result]) -> list[dict[str, Any]]:
     ]
 
 
+def rise(curve: np.ndarray) -> float:
+    """The mean of a curve's last twentieth over that of its lowest one; 1 at best.
+
+    The lowest of all windows of this length, so that the noise of a minibatch is none.
+    """
+    length = max(len(curve) // TWENTIETH, 1)
+    means = np.convolve(curve, np.full(length, 1 / length), "valid")
+    return float(means[-1] / means.min())
+
+
+def rises(found: Mapping[paper.Cell, cells.Result]) -> list[dict[str, Any]]:
+    """For each long run of Longrun, at each of its rates: where it ends."""
+    names = {**horizons.OURS, **horizons.RATES}
+    return [
+        {
+            "test": f"{cell.task}, {cell.steps:,}",
+            "optimizer": names[cell.optimizer],
+            "diverged": result.statistics["diverged"],
+            "last twentieth over the lowest": rise(result.curve["mean"]),
+        }
+        for cell, result in found.items()
+        if cell.optimizer in names and cell.steps >= LONG
+    ]
+
+
 def main(argv: list[str]) -> None:
     """Computes, writes, counts."""
     del argv
@@ -128,6 +156,8 @@ def main(argv: list[str]) -> None:
                 found[cell] = result
     if rows := verdicts(found):
         page = f"# {TITLE}\n\n{report.table(rows, list(rows[0]))}\n"
+        if ends := rises(found):
+            page += f"\n# {RISES}\n\n{report.table(ends, list(ends[0]))}\n"
         report.write(directory / "verdicts.md", lambda file: file.write_text(page))
         print(page)
     if lacking:

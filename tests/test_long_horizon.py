@@ -67,6 +67,29 @@ def test_verdicts_name_the_best_of_a_group():
     assert row["constant rates"] is None
 
 
+def test_a_rise_is_that_of_a_twentieth():
+    """A single low step is noise; a lower stretch is not."""
+    flat = np.ones(400)
+    flat[100] = 0.0
+    assert long_horizon.rise(flat) == pytest.approx(1 / 0.95)
+    flat[100:150] = 0.5
+    assert long_horizon.rise(flat) == pytest.approx(2)
+    assert long_horizon.rise(np.linspace(2, 1, 400)) == 1
+
+
+def test_rises_are_those_of_long_runs_at_every_rate():
+    curve = {"mean": np.r_[np.ones(50), np.full(50, 1.5)]}
+    run = result([1, 2, 3])._replace(curve=curve, statistics={"diverged": 1})
+    names = ("longrun", "longrun_quarter", "longrun_nominal", "adam")
+    found = {paper.Cell("quadratic", 2_000, name): run for name in names}
+    found[paper.Cell("quadratic", 100, "longrun")] = run
+    rows = long_horizon.rises(found)
+    assert [row["optimizer"] for row in rows] == ["Longrun", "rate x 0.25"]
+    ends = [row["last twentieth over the lowest"] for row in rows]
+    assert ends == pytest.approx([1.5, 1.5])
+    assert all(row["diverged"] == 1 for row in rows)
+
+
 def test_a_comparison_from_nothing(weights, tmp_path):
     """Ours, one that knows its horizon, one that does not; a page without a paper."""
     names = {

@@ -284,13 +284,8 @@ def longrun_transform(
         leaves = [jax.tree.leaves(tree) for tree in trees]
         accurate = state.length.dtype
         gm, gg, mm, uu = sum(map(products, *leaves), jnp.zeros(4, accurate))
-        slowed = 1 / (1 + count.astype(accurate) / SLOWING)
         cosine = gm * _inverse_root(gg * mm)  # 0 at t = 1, nothing to agree with
-        agreement = state.agreement + RENEWED * slowed * (cosine - state.agreement)
-        surplus = agreement - jnp.clip(agreement, *AGREEABLE)
-        hurried = jnp.where(state.length < 0, HASTE * pace, pace)
-        length = state.length - FORGOTTEN * jnp.maximum(state.length, 0)
-        length = jnp.clip(length + hurried * slowed * surplus, *LENGTHS)
+        agreement, length = _pace(state, cosine, count, pace)
         number = sum(leaf.size for leaf in leaves[0])
         size = gg * _inverse_root(gg * number)
         if largest is not None:
@@ -316,6 +311,18 @@ def longrun_transform(
 def _inverse_root(x: jax.Array) -> jax.Array:
     """x^(-1/2), and 0 with derivative 0 where x is 0."""
     return jnp.where(x > 0, 1 / jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+
+
+def _pace(
+    state: LongrunState, cosine: jax.Array, count: jax.Array, pace: float
+) -> tuple[jax.Array, jax.Array]:
+    """ρ̄_t and ℓ_t from those before and ρ_t."""
+    slowed = 1 / (1 + count.astype(cosine.dtype) / SLOWING)
+    agreement = state.agreement + RENEWED * slowed * (cosine - state.agreement)
+    surplus = agreement - jnp.clip(agreement, *AGREEABLE)
+    hurried = jnp.where(state.length < 0, HASTE * pace, pace)
+    length = state.length - FORGOTTEN * jnp.maximum(state.length, 0)
+    return agreement, jnp.clip(length + hurried * slowed * surplus, *LENGTHS)
 
 
 def _at_age(weights: jax.Array, t: jax.Array) -> jax.Array:

@@ -197,3 +197,16 @@ def test_bench_state_dtype(tmp_path):
     rows = measured(tmp_path, "bench_state_dtype", *flags)["rows"]
     assert [row["bytes a parameter"] for row in rows] == [328, 168, 328]
     assert rows[0]["distance"] == 0 < rows[1]["distance"]
+
+
+@pytest.mark.soak
+def test_bench_decay(tmp_path):
+    flags = ["--task=digits_mlp", "--decays=0,.1", f"--cells={tmp_path / 'cells'}"]
+    binary("bench_decay", *flags, "--quick", f"--outdir={tmp_path / 'out'}")
+    rows = rows_of(tmp_path / "out" / "decay.csv")
+    losses = [float(row["loss"]) for row in rows]
+    assert len(set(losses)) == len(rows) == 4
+    # A tenth a step is far too much for either.
+    assert losses[0] < losses[1] and losses[2] < losses[3]
+    assert all(0 < float(row["accuracy"]) <= 1 for row in rows)
+    assert (tmp_path / "out" / "decay.png").stat().st_size > 1000

@@ -211,3 +211,24 @@ def test_bench_decay(tmp_path):
     assert losses[2] < losses[3]
     assert all(0 < float(row["accuracy"]) <= 1 for row in rows)
     assert (tmp_path / "out" / "decay.png").stat().st_size > 1000
+
+
+@pytest.mark.soak
+def test_bench_stopping(tmp_path):
+    run, out = f"--workdir={tmp_path / 'run'}", tmp_path / "out"
+    small = ["--hidden_sizes=2", "--num_steps=20", "--num_iterations=4"]
+    binary("meta_train", "--task=digits_mlp", *small, "--export_every=1", run)
+    flags = ["--task=digits_mlp", "--every=2", "--num_steps=5", "--num_runs=2"]
+    binary("bench_stopping", *flags, run, f"--outdir={out}")
+    rows = rows_of(out / "stopping.csv")
+    (selected,) = (r["iterations"] for r in rows if r["selected"] == "True")
+    assert {r["iterations"] for r in rows} == {"2", "4", selected}
+    assert len({r["digits_mlp"] for r in rows}) == len(rows)
+    log = [float(row["train_loss"]) for row in rows_of(tmp_path / "run" / "log.csv")]
+    assert float(rows[-1]["training loss"]) == pytest.approx(np.mean(log[2:]))
+    # The last weights have the losses that `evaluate` finds for them.
+    last = f"--weights=last={tmp_path / 'run' / 'weights' / '00000004.npz'}"
+    to = tmp_path / "evaluated"
+    binary("evaluate", *flags[:1], *flags[2:], "--baselines=", last, f"--outdir={to}")
+    (row,) = rows_of(to / "table.csv")
+    assert float(row["mean"]) == pytest.approx(float(rows[-1]["digits_mlp"]))

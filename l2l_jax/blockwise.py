@@ -8,7 +8,8 @@ The forward pass has computed all g_t, so nothing is propagated back through the
 optimizee, only through the rule (Δθ_t, h_{t+1}) = tx(g_t, h_t), from the last step to
 the first::
 
-    λ_T = 0        λ_t = (∂Δθ_t/∂h_t)^T·u_t + (∂h_{t+1}/∂h_t)^T·λ_{t+1}
+    u_{T-1} = 0        λ_{T-1} = 0
+    λ_t = (∂Δθ_t/∂h_t)^T·u_t + (∂h_{t+1}/∂h_t)^T·λ_{t+1}
     ∂L/∂φ = Σ_t (∂Δθ_t/∂φ)^T·u_t + (∂h_{t+1}/∂φ)^T·λ_{t+1}
 
 The states h_t are kept on the way forward. A rule that treats every coordinate alike
@@ -142,6 +143,8 @@ def blockwise_meta_gradient(
 
 def _slope(phi, transform, states, gradients, cotangents, block):
     """∂L/∂φ from the states, gradients and cotangents (T, n) of all steps."""
+    # No loss of the segment is evaluated after its last update: u_{T-1} is 0.
+    gradients, cotangents = gradients[:-1], cotangents[:-1]
     length, size = gradients.shape
     block = math.ceil(size / math.ceil(size / block))
     # The last block begins where it still fits; what it shares with the one before is
@@ -149,6 +152,10 @@ def _slope(phi, transform, states, gradients, cotangents, block):
     firsts = jnp.arange(0, size, block)
     begins = jnp.minimum(firsts, size - block)
     axes = _coordinate_axes(transform(phi), gradients.dtype)
+
+    def block_of_states(t, begin):
+        cut = functools.partial(_cut, t=t, begin=begin, block=block)
+        return jax.tree.map(cut, states, axes)
 
     def add_block(slope, where):
         first, begin = where
@@ -161,8 +168,7 @@ def _slope(phi, transform, states, gradients, cotangents, block):
 
         def step_back(carry, signals):
             (slope, later), (t, g, u) = carry, signals
-            here = functools.partial(_cut, t=t, begin=begin, block=block)
-            state = jax.tree.map(here, states, axes)
+            state = block_of_states(t, begin)
 
             def rule(phi, values):
                 update, after = transform(phi).update(g, _with_floating(state, values))
@@ -172,8 +178,7 @@ def _slope(phi, transform, states, gradients, cotangents, block):
             part, earlier = pull((u, later))
             return (jax.tree.map(jnp.add, slope, part), earlier), None
 
-        last = functools.partial(_cut, t=length - 1, begin=begin, block=block)
-        none = jax.tree.map(jnp.zeros_like, _floating(jax.tree.map(last, states, axes)))
+        none = jax.tree.map(jnp.zeros_like, _floating(block_of_states(0, begin)))
         steps = (jnp.arange(length), g, u)
         (slope, _), _ = jax.lax.scan(step_back, (slope, none), steps, reverse=True)
         return slope, None

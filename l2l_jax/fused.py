@@ -1,8 +1,9 @@
 """The LSTM cell for arrays of coordinates, with its derivative by hand, and ELU.
 
 `l2l_jax.lstm.lstm_cell` is the definition; this is the same function, sooner: all gates
-take one pass of tanh, σ(x) being ½ + ½·tanh(x/2), and the way back recomputes them
-from what came in, instead of storing them, and takes one product for all gates.
+take one pass of tanh, σ(x) being ½ + ½·tanh(x/2), and the way back takes one product
+for all of them. It is given what the way forward made: a step is differentiated at
+once, or computed again by `jax.checkpoint`, so nothing of it is kept for many steps.
 """
 
 import functools
@@ -56,28 +57,28 @@ def _forward(weights, state, x, precision):
 
 
 def _forward_rule(weights, state, x, precision):
-    return fused_cell(weights, state, x, precision), (weights, state, x)
+    c, h, made = _forward(weights, state, x, precision)
+    return LSTMState(c, h), (weights.kernel, state.c, made)
 
 
 def _backward_rule(precision, kept, slope):
-    weights, state, x = kept
-    _, _, (seen, open_, squashed) = _forward(weights, state, x, precision)
+    kernel, old_c, (seen, open_, squashed) = kept
     i, j, f, o = jnp.split(open_, 4)
     dc = slope.c + slope.h * o * (1 - squashed**2)
     d_gates = jnp.concatenate(
         [
             dc * j * i * (1 - i),
             dc * i * (1 - j**2),
-            dc * state.c * f * (1 - f),
+            dc * old_c * f * (1 - f),
             slope.h * squashed * o * (1 - o),
         ]
     )
-    coordinates = tuple(range(1, x.ndim))
+    coordinates = tuple(range(1, seen.ndim))
     d_kernel = jax.lax.dot_general(
         d_gates, seen, ((coordinates, coordinates), ((), ())), precision=precision
     ).T
-    d_seen = jnp.tensordot(weights.kernel, d_gates, 1, precision=precision)
-    d_x, d_h = d_seen[: x.shape[0]], d_seen[x.shape[0] :]
+    d_seen = jnp.tensordot(kernel, d_gates, 1, precision=precision)
+    d_x, d_h = jnp.split(d_seen, [len(d_seen) - len(old_c)])
     d_weights = LSTMWeights(d_kernel, jnp.sum(d_gates, coordinates))
     return d_weights, LSTMState(dc * f, d_h), d_x
 

@@ -95,6 +95,22 @@ def test_blocks_give_the_meta_gradient(kind, blocks, x64):
         episode = expected
 
 
+def test_a_segment_of_one_step_teaches_nothing():
+    """Its loss is evaluated before its only update."""
+    task, optimizer = on_vector(TASK), learned_optimizer("dm", SIZES["dm"])
+    phi = random_weights("dm", **SIZES["dm"])
+    episode = start_episode(task, optimizer.transform(phi), jax.random.key(1))
+    (loss, after), slope = jax.jit(
+        lambda phi: blockwise_meta_gradient(
+            phi, optimizer.transform, task, episode, np.ones(1), 5
+        )
+    )(phi)
+    expected = task.loss(episode.params, task.data, episode.instance, ())
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert not np.any(jax.flatten_util.ravel_pytree(slope)[0])
+    assert np.all(after.params != episode.params)
+
+
 BOTH_CORES = {"devices": jax.devices()[:2], "block": 4}
 
 

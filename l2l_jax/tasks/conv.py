@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from l2l_jax.checks import check_choice
 
@@ -134,11 +135,11 @@ def shifted_convolution(
     _check_same(kernel, strides, padding)
     height, width = inputs.shape[1:3]
     padded = jnp.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    copies = [
-        padded[:, i : i + height, j : j + width] for i in (0, 1, 2) for j in (0, 1, 2)
-    ]
+    # First sidewards, then up and down: pieces three times as long to be copied.
+    three = jnp.concatenate([padded[:, :, j : j + width] for j in range(3)], axis=-1)
+    nine = jnp.concatenate([three[:, i : i + height] for i in range(3)], axis=-1)
     return jnp.matmul(
-        jnp.concatenate(copies, axis=-1),
+        nine,
         kernel.reshape(-1, kernel.shape[-1]),
         precision=options.get("precision"),
     )
@@ -196,12 +197,27 @@ def _convolution_backward(margins, precision, saved, slope):
     rest = tuple(size - 1 - m for size, m in zip(kernel.shape, margins, strict=False))
     of_x = _convolution(slope, mirrored, rest, precision)
     # Images are what is summed over, channels take their place.
-    pictures, filters = x.transpose(3, 1, 2, 0), slope.transpose(1, 2, 0, 3)
+    pictures, filters = _moved(x, (3, 1, 2, 0)), _moved(slope, (1, 2, 0, 3))
     of_kernel = _convolution(pictures, filters, margins, precision)
     return of_x, of_kernel.transpose(1, 2, 0, 3)
 
 
 _convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+_transpose = jax.jit(jnp.transpose, static_argnums=1)
+
+
+def _moved(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """`jnp.transpose`, by the CPU's own program for it.
+
+    XLA fuses it with what made x, which is made again, element by element in the new
+    order: five times slower. A call that is not inlined it leaves alone.
+    """
+    if jax.default_backend() != "cpu":
+        return jnp.transpose(x, axes)
+    with set_xla_metadata(inlineable="false"):
+        return _transpose(x, axes)
 
 
 def _fast_convolution(
@@ -226,7 +242,10 @@ def reshaped_max_pool(x: jax.Array) -> jax.Array:
     """2x2 max-pooling with stride 2 of (B, H, W, C), an odd last row or column cut."""
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    # By twos, as a derivative of `max` over axes counts how many are largest.
+    x = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
 def _xla_max_pool(x: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, meta_config, task_table
+from experiments import common, meta_config, task_table, weights
 from l2l_jax import (
     Evaluation,
     Learned,
@@ -35,7 +35,6 @@ from l2l_jax import (
     convex_task,
     estimators,
     evaluator,
-    learned_optimizer,
     meta_trainer,
     plotting,
     random_scaling,
@@ -133,7 +132,7 @@ def main(argv: list[str]) -> None:
     config = meta_config.configuration(len(devices))
     first = jax.process_index() == 0
     own = config.get("hyper_parameters", {})
-    optimizer = learned_optimizer(config["optimizer"], config["sizes"], **own)
+    optimizer = weights.optimizer(config["optimizer"], config["sizes"], own)
     rate = config["meta_learning_rate"]
     if "meta_decay" in config:
         rate = functools.partial(_decayed, rate, config["meta_decay"])

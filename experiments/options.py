@@ -3,6 +3,7 @@
 What is wrong with a value is said while flags are read, in one line.
 """
 
+import contextlib
 import json
 import math
 import pathlib
@@ -66,7 +67,7 @@ class _Names(flags.ArgumentParser):
 
 
 class _Settings(flags.ArgumentParser):
-    """Names with values, as JSON or plain words: "rate=0.1,cut=null"."""
+    """Names with values, as JSON or plain words: "rate=.1,cut=null"."""
 
     syntactic_help = "NAME=VALUE, one or several, joined by commas"
 
@@ -78,11 +79,16 @@ class _Settings(flags.ArgumentParser):
             name, equals, value = item.partition("=")
             if not (name.strip() and equals and value.strip()):
                 raise ValueError(f"{item!r} is not {self.syntactic_help}")
-            try:
-                settings[name.strip()] = json.loads(value)
-            except ValueError:
-                settings[name.strip()] = value.strip()
+            settings[name.strip()] = _value(value.strip())
         return settings
+
+
+def _value(text: str) -> Any:
+    """What is meant: JSON, a number that JSON would write otherwise, or a word."""
+    for read in (json.loads, float):
+        with contextlib.suppress(ValueError):
+            return read(text)
+    return text
 
 
 class _Joined(flags.ArgumentSerializer):

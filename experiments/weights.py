@@ -1,8 +1,16 @@
 """Weights as users name them: a file, a run, or what ships."""
 
 import pathlib
+from typing import Any
 
-from l2l_jax import Learned, load, load_pretrained, runs
+from l2l_jax import (
+    Learned,
+    LearnedOptimizer,
+    learned_optimizer,
+    load,
+    load_pretrained,
+    runs,
+)
 
 
 def selected(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -59,3 +67,17 @@ def read_all(entries: list[str], taken: list[str]) -> dict[str, Learned]:
             )
         found[name] = learned
     return found
+
+
+def optimizer(
+    kind: str, sizes: dict[str, Any] | None, hyper_parameters: dict[str, Any]
+) -> LearnedOptimizer:
+    """`learned_optimizer` of what was given on the command line.
+
+    Raises:
+      ValueError: a name or value is not one that it takes.
+    """
+    try:
+        return learned_optimizer(kind, sizes, **hyper_parameters)
+    except TypeError as error:
+        raise ValueError(f"--hyper_parameters: {error}") from None

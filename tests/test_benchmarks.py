@@ -226,6 +226,11 @@ def test_bench_stopping(tmp_path):
     assert len({r["digits_mlp"] for r in rows}) == len(rows)
     log = [float(row["train_loss"]) for row in rows_of(tmp_path / "run" / "log.csv")]
     assert float(rows[-1]["training loss"]) == pytest.approx(np.mean(log[2:]))
+    # Steps of length 0 leave all where it was, whatever the weights.
+    still = tmp_path / "still"
+    zero = ["--hyper_parameters=step_size=0.", f"--outdir={still}"]
+    binary("bench_stopping", *flags, run, *zero)
+    assert len({r["digits_mlp"] for r in rows_of(still / "stopping.csv")}) == 1
     # The last weights have the losses that `evaluate` finds for them.
     last = f"--weights=last={tmp_path / 'run' / 'weights' / '00000004.npz'}"
     to = tmp_path / "evaluated"

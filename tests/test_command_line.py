@@ -35,6 +35,7 @@ from experiments import common, options, report
         ("--names=", "known are a, b, c"),
         ("--maybe=", []),
         ("--set=a=0.5, b=null,c=bfloat16", {"a": 0.5, "b": None, "c": "bfloat16"}),
+        ("--set=a=.08,b=1.,c=1", {"a": 0.08, "b": 1.0, "c": 1}),
         ("--set=a", "'a' is not NAME=VALUE"),
     ],
 )

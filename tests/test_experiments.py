@@ -190,6 +190,9 @@ def test_longrun_on_two_tasks(tmp_path):
     message = binary("meta_train", *flags, fails=True)
     assert "hyper-parameter of rnnprop" in message
     assert "step_size" in message
+    flags[1] = "--hyper_parameters=step_size=long"
+    message = binary("meta_train", *flags, fails=True)
+    assert message.startswith("error: --hyper_parameters: step_size must be a number")
 
 
 @pytest.mark.soak

@@ -6,8 +6,8 @@ r"""Where a meta-training is stopped: final losses along it, task by task.
 Takes the weights of a run at every --every iterations, and those that its own rule
 selects, and uses each on the same episodes. Writes a table, beside the training loss
 (mean of the --every iterations before), and final loss against iteration, the selected
-one a dot. With --hyper_parameters=step_size=0.06 --every=5000 --num_runs=12 it tells
-whether it is the length of steps that is wrong.
+one a dot. --hyper_parameters=step_size=0.08 --every=5000 tells whether it is the length
+of steps that is wrong.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Weights as users name them: a file, a run, or what ships."""
+"""Learned optimizers as users name them: a file, a run, what ships, or a kind."""
 
 import pathlib
 from typing import Any

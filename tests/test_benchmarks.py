@@ -36,6 +36,16 @@ def test_bench_meta_training(tmp_path):
     assert measured(tmp_path, "bench_meta_training", *flags)["ratio_to_floor"] > 0
 
 
+@pytest.mark.soak
+def test_bench_convolution(tmp_path):
+    flags = ["--ways=auto,xla", "--num_steps=2", "--quick"]
+    result = measured(tmp_path, "bench_convolution", *flags)["seconds_a_step"]
+    assert list(result) == ["c-c-p-f, mnist"]
+    times = {way: row["median_s"] for way, row in result["c-c-p-f, mnist"].items()}
+    assert list(times) == ["auto", "xla"]
+    assert all(seconds > 0 for seconds in times.values())
+
+
 def rows_of(path):
     with path.open() as file:
         return list(csv.DictReader(file))

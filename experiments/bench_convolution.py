@@ -21,16 +21,16 @@ from absl import flags
 from experiments import common, options, timing
 from l2l_jax import start_episode, unroll
 from l2l_jax.tasks import CNN, Dataset, classification_task
-from l2l_jax.tasks.conv import CONVOLUTIONS
 
 FLAGS = flags.FLAGS
 NETWORKS = ("c-c-p-f", "c-c-p-c-c-p-f-f")
+WAYS = ("auto", "xla", "shifted", "canonical")
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 options.define_names("networks", NETWORKS, NETWORKS, "Networks.")
 options.define_names(
     "images", list(SHAPES), SHAPES, "The data whose shape images have."
 )
-options.define_names("ways", CONVOLUTIONS, CONVOLUTIONS, "Ways of convolving.")
+options.define_names("ways", WAYS, WAYS, "Ways of convolving.")
 flags.DEFINE_integer("num_steps", 3, "Steps in one loop.", lower_bound=2)
 flags.DEFINE_integer("repeats", 5, "Counted calls of each program.", lower_bound=1)
 timing.define_outdir()

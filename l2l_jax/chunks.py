@@ -5,11 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.sharding import Step, partitioned
+from l2l_jax.compiler import apart
+from l2l_jax.sharding import Step, is_one_part, partitioned
 
 # Coordinates in a chunk: what stays in the caches of a CPU; elsewhere a gigabyte of
 # work space for two layers of 20 units in float32.
 ON_CPU, ELSEWHERE = 2**13, 2**20
+# From how many on they are brought into a row, where they are not many.
+NARROW = 2**10
 
 
 def in_chunks(step: Step, on_cpu: int = ON_CPU, elsewhere: int = ELSEWHERE) -> Step:
@@ -45,34 +48,53 @@ def in_chunks(step: Step, on_cpu: int = ON_CPU, elsewhere: int = ELSEWHERE) -> S
     )
 
     def choose(shared, g, state):
-        small = g.size <= 4 * min(on_cpu, elsewhere)
-        return (step if small else chunked)(shared, g, state)
+        if g.size > 4 * min(on_cpu, elsewhere):
+            return chunked(shared, g, state)
+        # Of few coordinates, or one axis, there is nothing to gain.
+        narrow = g.ndim > 1 and g.size >= NARROW and is_one_part()
+        return (_in_a_row(apart(step)) if narrow else step)(shared, g, state)
 
     return choose
 
 
-def _run(step, size, shared, g, state):
-    if g.size <= 4 * size:
-        return step(shared, g, state)
-    size, count = _divide(g.size, size)
+def _in_a_row(step: Step) -> Step:
+    """The step on one axis of coordinates instead of those of S.
 
-    def flat(x):
-        return x.reshape(*x.shape[: x.ndim - g.ndim], g.size)
+    The last axis of S is often narrow, and on a CPU it is the one that is vectorized.
+    """
+
+    def run(shared, g, state):
+        def flat(x):
+            return x.reshape(*x.shape[: x.ndim - g.ndim], g.size)
+
+        new = step(shared, flat(g), jax.tree.map(flat, state))
+        return jax.tree.map(lambda x, like: x.reshape(like.shape), new, (g, state))
+
+    return run
+
+
+def _run(step, size, shared, g, state):
+    whole = step if g.size <= 4 * size else functools.partial(_loop, step, size)
+    return _in_a_row(whole)(shared, g, state)
+
+
+def _loop(step, size, shared, signal, state):
+    """The step on vectors, chunk by chunk."""
+    total = signal.size
+    size, count = _divide(total, size)
 
     def cut(x, begin):
         return jax.lax.dynamic_slice_in_dim(x, begin, size, -1)
 
-    signal = flat(g)
-
     def body(i, whole):
         # The last chunk begins where it still fits; what it shares with the one before
         # is done already.
-        begin = jnp.minimum(i * size, g.size - size)
+        begin = jnp.minimum(i * size, total - size)
         old = jax.tree.map(lambda x: cut(x, begin), whole)
 
         def advance():
             new = step(shared, cut(signal, begin), old[1])
-            if size * count == g.size:
+            if size * count == total:
                 return new
             mine = begin + jnp.arange(size) >= i * size
             return jax.tree.map(
@@ -91,11 +113,7 @@ def _run(step, size, shared, g, state):
             new,
         )
 
-    start = jnp.zeros_like(signal), jax.tree.map(flat, state)
-    update, after = jax.lax.fori_loop(0, count, body, start)
-    return jax.tree.map(
-        lambda x, like: x.reshape(like.shape), (update, after), (g, state)
-    )
+    return jax.lax.fori_loop(0, count, body, (jnp.zeros_like(signal), state))
 
 
 def _divide(total: int, size: int) -> tuple[int, int]:

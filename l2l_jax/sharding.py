@@ -118,7 +118,7 @@ def zeros_beside(param: Any, leading: tuple[int, ...], dtype: Any) -> jax.Array:
 def _zeros_beside(param, leading, dtype):
     like = jax.lax.broadcast(param, leading)
     zeros = jnp.zeros_like(like, dtype)
-    return zeros if _is_one_part() else shard_alike(like, zeros)[1]
+    return zeros if is_one_part() else shard_alike(like, zeros)[1]
 
 
 def _in_front(sharding: Any, leading: int) -> Any:
@@ -129,9 +129,10 @@ def _in_front(sharding: Any, leading: int) -> Any:
     return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
 
 
-def _is_one_part() -> bool:
-    """Whether this is the program of one device, such as under `jax.shard_map`."""
-    return bool(_axes(jax.sharding.get_abstract_mesh(), AxisType.Manual))
+def is_one_part() -> bool:
+    """Whether this is the program of one device: the only one, or in `shard_map`."""
+    manual = _axes(jax.sharding.get_abstract_mesh(), AxisType.Manual)
+    return bool(manual) or jax.device_count() == 1
 
 
 def _axes(mesh: Any, kind: AxisType) -> list[str]:
@@ -201,7 +202,7 @@ def partitioned(step: Step) -> Step:
     def choose(shared, g, state):
         # Without Shardy, which future versions always have, there is no asking.
         shardy = getattr(jax.config, "jax_use_shardy_partitioner", True)
-        if _is_one_part() or not shardy:
+        if is_one_part() or not shardy:
             return step(shared, g, state)
 
         def names(x, coordinates):

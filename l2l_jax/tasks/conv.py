@@ -6,9 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 
 from l2l_jax.checks import check_choice
+from l2l_jax.compiler import apart
 
 CONVOLUTIONS = ("auto", "xla", "shifted", "canonical")
 FEW = 8  # channels; with fewer, nine copies are small and "shifted" is the fastest
@@ -205,19 +205,9 @@ def _convolution_backward(margins, precision, saved, slope):
 _convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
-_transpose = jax.jit(jnp.transpose, static_argnums=1)
-
-
-def _moved(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """`jnp.transpose`, by the CPU's own program for it.
-
-    XLA fuses it with what made x, which is made again, element by element in the new
-    order: three times slower. A call that is not inlined it leaves alone.
-    """
-    if jax.default_backend() != "cpu":
-        return jnp.transpose(x, axes)
-    with set_xla_metadata(inlineable="false"):
-        return _transpose(x, axes)
+# By the CPU's own program for it. XLA fuses it with what made the array, which is made
+# again, element by element in the new order: three times slower.
+_moved = apart(jnp.transpose, static_argnums=(1,))
 
 
 def _fast_convolution(

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from l2l_jax.checks import check_size, check_type
+from l2l_jax.compiler import over_episodes
 from l2l_jax.meta import Episode, start_episode, unroll
 from l2l_jax.types import PyTree, Task
 
@@ -161,7 +162,7 @@ def evaluator(
             here = task._replace(data=data, batches=lambda *_: drawn)
             return unroll(here, tx, episode, length)
 
-        return jax.vmap(one)(episodes, batches)
+        return over_episodes(one)(episodes, batches)
 
     @jax.jit
     def init_states(weights, params):

@@ -14,6 +14,7 @@ import optax
 from l2l_jax import processes
 from l2l_jax.blockwise import AXIS, my_part, on_vector
 from l2l_jax.checks import check_floating, check_size, check_type
+from l2l_jax.compiler import over_episodes
 from l2l_jax.estimators import bptt
 from l2l_jax.meta import MetaState, SegmentMetrics, meta_step, segment_weights
 from l2l_jax.types import Estimator, LearnedOptimizer, PyTree, Task
@@ -252,7 +253,8 @@ def _mean_over_episodes(gradient: Callable) -> Callable:
     """`gradient(φ, episode)` for a batch of episodes, loss and slope averaged."""
 
     def mean_gradient(phi, episodes):
-        (losses, after), slopes = jax.vmap(gradient, (None, 0))(phi, episodes)
+        of_phi = functools.partial(gradient, phi)
+        (losses, after), slopes = over_episodes(of_phi)(episodes)
         loss, slope = jax.tree.map(lambda x: jnp.mean(x, 0), (losses, slopes))
         return (loss, after), slope
 

@@ -1,6 +1,7 @@
 """A step in chunks is the step."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 import pytest
 from networks import random_weights
 
-from l2l_jax import rnnprop_transform
+from l2l_jax import chunks, rnnprop_transform
 from l2l_jax.chunks import in_chunks
 
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -45,11 +46,12 @@ def test_chunks(shape):
     assert_close(jax.jit(run)(*args), jax.jit(step)(*args))
 
 
-def test_chunks_have_the_derivative_of_the_whole():
-    def objective(run, *args):
-        update, (h, _) = run(*args)
-        return jnp.sum(update**2) + jnp.sum(h)
+def objective(run, *args):
+    update, (h, _) = run(*args)
+    return jnp.sum(update**2) + jnp.sum(h)
 
+
+def test_chunks_have_the_derivative_of_the_whole():
     args = arrays((37,))
     found, expected = (
         jax.jit(jax.grad(functools.partial(objective, run), (0, 1, 2)))(*args)
@@ -65,6 +67,27 @@ def test_chunks_under_vmap():
         jax.jit(jax.vmap(run))(*args) for run in (in_chunks(step, 4, 4), step)
     )
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 13), (2, 3, 11)])
+def test_a_small_leaf_in_a_row(shape, monkeypatch):
+    monkeypatch.setattr(chunks, "is_one_part", lambda: True)  # tests have 8 devices
+    monkeypatch.setattr(chunks, "NARROW", math.prod(shape))
+    axes = []
+
+    def observed(shared, g, state):
+        axes.append(g.ndim)
+        return step(shared, g, state)
+
+    args = arrays(shape)
+    two = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), args)
+    run = in_chunks(observed)
+    slopes = (lambda *args, f=f: jax.grad(objective, 3)(f, *args) for f in (run, step))
+    assert_close(jax.jit(run)(*args), jax.jit(step)(*args))
+    assert_close(jax.jit(jax.vmap(run))(*two), jax.jit(jax.vmap(step))(*two))
+    found, expected = (jax.jit(f)(*args) for f in slopes)
+    assert_close(found, expected)
+    assert set(axes) == {1}
 
 
 def test_a_large_leaf():

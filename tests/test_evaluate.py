@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from l2l_jax import Task, evaluator, quadratic_task
+from l2l_jax import Task, compiler, evaluator, quadratic_task
 from l2l_jax.baselines import BASELINES, SCHEDULED, baseline, tune
+from l2l_jax.compiler import over_episodes
 
 KEY = jax.random.key(0)
 
@@ -57,6 +58,24 @@ def test_comparisons_are_paired_and_do_not_compile_again():
     second = adam.evaluate(np.float32(0.2), KEY, 20, 2)
     assert len(traces) == before
     assert not np.array_equal(first.final, second.final)
+
+
+def test_large_episodes_run_one_after_another(monkeypatch):
+    evaluate = lambda: evaluator(noisy_task(), optax.adam).evaluate(0.1, KEY, 10, 3)
+    side_by_side = evaluate()
+    monkeypatch.setattr(compiler, "LARGE", 8)  # bytes; an episode here has more
+    one_by_one = evaluate()
+    for found, expected in zip(one_by_one, side_by_side, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_what_a_large_episode_is():
+    def loops(megabytes):
+        x = jax.ShapeDtypeStruct((8, int(megabytes * 2**18)), jnp.float32)
+        return "scan" in str(jax.make_jaxpr(over_episodes(jnp.sin))(x))
+
+    assert loops(1)
+    assert not loops(0.9)
 
 
 def test_divergence_is_counted():

@@ -32,6 +32,13 @@ FLAGS = flags.FLAGS
 options.define_numbers(
     "sizes", [15_910, 1_000_000, 10_000_000], "Numbers of parameters."
 )
+flags.DEFINE_integer(
+    "columns",
+    1,
+    "Length of the last axis of the parameters, as in the kernel of a dense layer with"
+    " so many units; 1: they are a vector.",
+    lower_bound=1,
+)
 flags.DEFINE_integer("repeats", 7, "Counted calls of each program.", lower_bound=1)
 timing.define_outdir()
 
@@ -73,7 +80,8 @@ def measure(
     tx: optax.GradientTransformation, sizes: tuple, inputs: int, size: int
 ) -> dict:
     """One row: ns a parameter, bytes of state a parameter, the floor."""
-    gradient = jax.random.normal(jax.random.key(1), (size,))
+    shape = (size // FLAGS.columns, FLAGS.columns)[: 2 if FLAGS.columns > 1 else 1]
+    gradient = jax.random.normal(jax.random.key(1), shape)
     state = tx.init(gradient)
     size_of_state = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim)
     step, seconds = timing.compile_seconds(
@@ -144,6 +152,10 @@ def _repeated(calls, step, argument, state):
 def main(argv: list[str]) -> None:
     """Measures and reports."""
     del argv
+    if wrong := [size for size in FLAGS.sizes if size % FLAGS.columns]:
+        raise ValueError(
+            f"--sizes must be multiples of --columns={FLAGS.columns}, got {wrong}"
+        )
     path = timing.result_file("step.json")
     result: dict[int, dict] = {size: {} for size in FLAGS.sizes}
     found = optimizers()
@@ -155,6 +167,7 @@ def main(argv: list[str]) -> None:
     timing.write(
         path,
         {
+            "columns": FLAGS.columns,
             "sizes": result,
             "peak_bytes": timing.peak_bytes(),
             "machine": timing.machine(),

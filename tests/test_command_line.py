@@ -123,6 +123,7 @@ SECOND = "--second_order"
         ("publish", ["--workdir=none", "--name=a"], "none holds no run"),
         ("publish", ["--workdir=none", "--name=a/b"], "--name=a/b"),
         ("bench_memory", ["--sizes=1234"], "multiples of 8,000"),
+        ("bench_step", ["--sizes=7", "--columns=2"], "multiples of --columns=2, got"),
     ],
 )
 def test_errors_of_users_are_one_line(name, flags, text):

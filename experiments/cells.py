@@ -386,7 +386,7 @@ def outcome(lab: Laboratory, cell: paper.Cell) -> Outcome:
 def cost(lab: Laboratory, cell: paper.Cell) -> float:
     """About the seconds of a cell with its tuning, on two cores; for the time left."""
     # Seconds of a gradient and of a learned step, a run; compiling apart.
-    gradient, learned = (0.04, 0.06) if is_convolutional(cell.task) else (0.0012, 0.012)
+    gradient, learned = (0.04, 0.01) if is_convolutional(cell.task) else (0.0012, 0.005)
     runs = number_of_runs(lab, cell)
     if not is_traditional(cell):
         return 20 + cell.steps * runs * (gradient + learned)

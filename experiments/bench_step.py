@@ -80,7 +80,8 @@ def measure(
     tx: optax.GradientTransformation, sizes: tuple, inputs: int, size: int
 ) -> dict:
     """One row: ns a parameter, bytes of state a parameter, the floor."""
-    shape = (size // FLAGS.columns, FLAGS.columns)[: 2 if FLAGS.columns > 1 else 1]
+    columns = FLAGS.columns
+    shape = (size,) if columns == 1 else (size // columns, columns)
     gradient = jax.random.normal(jax.random.key(1), shape)
     state = tx.init(gradient)
     size_of_state = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim)

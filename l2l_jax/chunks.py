@@ -1,4 +1,4 @@
-"""A step on many coordinates, chunk by chunk, in a bounded work space."""
+"""A step on many coordinates chunk by chunk, on fewer along one axis of them."""
 
 import functools
 
@@ -11,8 +11,8 @@ from l2l_jax.sharding import Step, is_one_part, partitioned
 # Coordinates in a chunk: what stays in the caches of a CPU; elsewhere a gigabyte of
 # work space for two layers of 20 units in float32.
 ON_CPU, ELSEWHERE = 2**13, 2**20
-# From how many on they are brought into a row, where they are not many.
-NARROW = 2**10
+# Coordinates from which on they are brought into a row: with fewer nothing is gained.
+IN_A_ROW_FROM = 2**10
 
 
 def in_chunks(step: Step, on_cpu: int = ON_CPU, elsewhere: int = ELSEWHERE) -> Step:
@@ -26,7 +26,7 @@ def in_chunks(step: Step, on_cpu: int = ON_CPU, elsewhere: int = ELSEWHERE) -> S
         leaves of the state end with S, and what it does to a coordinate depends on
         `shared` and on that coordinate alone.
       on_cpu: coordinates in a chunk at most, on a CPU; arrays of up to four times as
-        many stay whole.
+        many stay whole, and have one axis in the program of one device.
       elsewhere: the same on other devices.
 
     Returns:
@@ -50,9 +50,10 @@ def in_chunks(step: Step, on_cpu: int = ON_CPU, elsewhere: int = ELSEWHERE) -> S
     def choose(shared, g, state):
         if g.size > 4 * min(on_cpu, elsewhere):
             return chunked(shared, g, state)
-        # Of few coordinates, or one axis, there is nothing to gain.
-        narrow = g.ndim > 1 and g.size >= NARROW and is_one_part()
-        return (_in_a_row(apart(step)) if narrow else step)(shared, g, state)
+        # Where several devices may divide an axis, axes stay as they are.
+        if g.ndim > 1 and g.size >= IN_A_ROW_FROM and is_one_part():
+            return _in_a_row(apart(step))(shared, g, state)
+        return step(shared, g, state)
 
     return choose
 

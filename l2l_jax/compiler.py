@@ -34,32 +34,3 @@ def apart(f: Callable[..., Any], static_argnums: tuple[int, ...] = ()) -> Callab
             return called(*args)
 
     return call
-
-
-# Bytes of an episode from which on a CPU's caches do not hold several.
-LARGE = 2**20
-
-
-def over_episodes(f: Callable[..., Any]) -> Callable:
-    """`jax.vmap` of f, but on a CPU one after another where episodes are large.
-
-    Side by side, what a step makes of all of them goes through memory, and matrix
-    products want their axes in another order.
-
-    Args:
-      f: a function of an episode, or anything else whose size counts, and more.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> over_episodes(lambda x, y: x @ y)(jnp.ones((3, 2)), jnp.ones((3, 2)))
-      Array([2., 2., 2.], dtype=float32)
-    """
-
-    def run(episodes, *more):
-        leaves = jax.tree.leaves(episodes)
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / len(leaves[0])
-        if jax.default_backend() == "cpu" and size >= LARGE:
-            return jax.lax.map(lambda args: f(*args), (episodes, *more))
-        return jax.vmap(f)(episodes, *more)
-
-    return run

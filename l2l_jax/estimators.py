@@ -17,7 +17,7 @@ estimator               segments before k   noise         derivatives
 
 Those without derivatives look at weights a distance σ around φ, at a smoothed L, so
 that nothing explodes however long the segment; their noise is averaged away by many
-episodes (`meta_batch`) and many particles, all side by side in one `jax.vmap`.
+episodes (`meta_batch`) and, side by side in one `jax.vmap`, many particles of each.
 """
 
 import jax

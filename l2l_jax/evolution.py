@@ -98,7 +98,7 @@ class Particles(NamedTuple):
 # A NumPy array, so that nothing is computed when this is imported.
 _SIGNS = np.array([1.0, -1.0], np.float32)
 # The axes of an episode that run over particles, for vmap: numbers in arrays' places.
-_OF_EACH = Episode(None, None, 0, 0, None)  # type: ignore[arg-type]  # axes of arrays
+_OF_EACH = Episode._make((None, None, 0, 0, None))
 
 
 def persistent_evolution(sigma: float, pairs: int = 1) -> Estimator:

@@ -31,7 +31,7 @@ class LazyState(NamedTuple):
     age: jax.Array
     asked: jax.Array
     averages: tuple[jax.Array, jax.Array]
-    count: jax.Array  # type: ignore[assignment]  # not tuple.count
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in optax
     last: PyTree
     inner: Any
 

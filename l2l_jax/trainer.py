@@ -14,9 +14,9 @@ import optax
 from l2l_jax import processes
 from l2l_jax.blockwise import AXIS, my_part, on_vector
 from l2l_jax.checks import check_floating, check_size, check_type
-from l2l_jax.compiler import over_episodes
 from l2l_jax.estimators import bptt
 from l2l_jax.meta import MetaState, SegmentMetrics, meta_step, segment_weights
+from l2l_jax.trees import over_episodes
 from l2l_jax.types import Estimator, LearnedOptimizer, PyTree, Task
 
 EPISODES = "episodes"

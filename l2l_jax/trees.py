@@ -1,4 +1,4 @@
-"""Trees: maps with several results, maps over coordinates, a test of finiteness."""
+"""Trees: maps with several results, over coordinates, over episodes; finiteness."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -75,3 +75,35 @@ def all_finite(*trees: PyTree) -> jax.Array:
     """Whether no leaf of any tree holds a NaN or an infinity; a bool scalar."""
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trees)]
     return jnp.all(jnp.stack(finite)) if finite else jnp.asarray(True)
+
+
+# Bytes of an episode; several of this size are too much for the caches of a CPU.
+LARGE = 2**20
+
+
+def over_episodes(f: Callable[..., Any]) -> Callable:
+    """`jax.vmap` of f, but on a CPU one after another where episodes are large.
+
+    Side by side, what a step makes of all of them goes through memory, and matrix
+    products want their axes in another order.
+
+    Args:
+      f: a function of an episode, or anything else whose size counts, and more.
+
+    Returns:
+      The function that takes and gives stacks of these.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> over_episodes(lambda x, y: x @ y)(jnp.ones((3, 2)), jnp.ones((3, 2)))
+      Array([2., 2., 2.], dtype=float32)
+    """
+
+    def run(episodes, *more):
+        leaves = jax.tree.leaves(episodes)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / len(leaves[0])
+        if jax.default_backend() == "cpu" and size >= LARGE:
+            return jax.lax.map(lambda args: f(*args), (episodes, *more))
+        return jax.vmap(f)(episodes, *more)
+
+    return run

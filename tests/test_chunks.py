@@ -72,7 +72,7 @@ def test_chunks_under_vmap():
 @pytest.mark.parametrize("shape", [(5, 13), (2, 3, 11)])
 def test_a_small_leaf_in_a_row(shape, monkeypatch):
     monkeypatch.setattr(chunks, "is_one_part", lambda: True)  # tests have 8 devices
-    monkeypatch.setattr(chunks, "NARROW", math.prod(shape))
+    monkeypatch.setattr(chunks, "IN_A_ROW_FROM", math.prod(shape))
     axes = []
 
     def observed(shared, g, state):

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from l2l_jax import Task, compiler, evaluator, quadratic_task
+from l2l_jax import Task, evaluator, quadratic_task, trees
 from l2l_jax.baselines import BASELINES, SCHEDULED, baseline, tune
-from l2l_jax.compiler import over_episodes
+from l2l_jax.trees import over_episodes
 
 KEY = jax.random.key(0)
 
@@ -68,7 +68,7 @@ def test_large_episodes_run_one_after_another(monkeypatch):
     )
     evaluate = lambda: evaluator(task, optax.adam).evaluate(0.1, KEY, 10, 3)
     side_by_side = evaluate()
-    monkeypatch.setattr(compiler, "LARGE", 8)  # bytes; an episode here has more
+    monkeypatch.setattr(trees, "LARGE", 8)  # bytes; an episode here has more
     one_by_one = evaluate()
     for found, expected in zip(one_by_one, side_by_side, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -12,7 +12,6 @@ from networks import random_weights
 from l2l_jax import (
     Task,
     combine,
-    compiler,
     convex_task,
     learned_optimizer,
     meta_gradient,
@@ -21,6 +20,7 @@ from l2l_jax import (
     quadratic_task,
     segment_weights,
     start_episode,
+    trees,
     unroll,
 )
 from l2l_jax.meta import MetaState, meta_step
@@ -178,9 +178,9 @@ def test_nothing_flows_across_a_truncation(bowl):
     )
 
 
-@pytest.mark.parametrize("large", [compiler.LARGE, 0])
+@pytest.mark.parametrize("large", [trees.LARGE, 0])
 def test_meta_batch_is_the_mean_of_its_episodes(large, monkeypatch):
-    monkeypatch.setattr(compiler, "LARGE", large)  # 0: one after another
+    monkeypatch.setattr(trees, "LARGE", large)  # 0: one after another
     outer, key = optax.sgd(1.0), jax.random.key(5)
     start = MetaState(PHI, outer.init(PHI), jnp.zeros([], jnp.int32))
     # Every episode has a bowl of its own.

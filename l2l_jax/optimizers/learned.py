@@ -319,8 +319,7 @@ def _read_array(
             f" it is {dtype} of shape {found}"
         )
     buffer.seek(0)
-    # The header says that it is no pickle; the reader is told as well.
-    array = np.lib.format.read_array(buffer, allow_pickle=False)
+    array = np.lib.format.read_array(buffer)
     if not np.isfinite(array).all():
         raise ValueError(f"the array {name} holds numbers that are not finite")
     return jnp.asarray(array)

@@ -96,7 +96,7 @@ class LongrunState(NamedTuple):
       v: second moments, likewise.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # not tuple.count
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in optax
     agreement: jax.Array
     length: jax.Array
     offset: PyTree

@@ -137,7 +137,7 @@ class NTMBFGSState(NamedTuple):
       lstm: an `LSTMState` of arrays (H, n) for each layer.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # not tuple.count
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in optax
     params: jax.Array
     gradient: jax.Array
     scale: jax.Array

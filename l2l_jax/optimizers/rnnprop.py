@@ -100,7 +100,7 @@ class RNNpropState(NamedTuple):
       lstm: for each layer an `LSTMState` of two such trees with leaves `(H, *S)`.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # not tuple.count
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in optax
     m: PyTree
     v: PyTree
     lstm: tuple[LSTMState, ...]

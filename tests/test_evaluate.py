@@ -189,3 +189,15 @@ def test_tuning_finds_the_best_rate_and_reports_the_edge():
     assert low.best_rate == 2.0**-8
     with pytest.raises(ValueError, match="'lion'"):
         tune("lion", evaluation, KEY)
+
+
+def test_final_parameters_are_those_of_the_last_step():
+    task = quadratic_task(3)
+    result = evaluator(task, optax.sgd).evaluate(0.01, jax.random.key(0), 6, 2)
+    assert isinstance(result.params, np.ndarray)
+    for run, key in enumerate(jax.random.split(jax.random.key(0), 2)):
+        sample_key, _, _ = jax.random.split(key, 3)
+        loss = task.loss(
+            jnp.asarray(result.params[run]), (), task.sample(sample_key), ()
+        )
+        np.testing.assert_allclose(loss, result.final[run], rtol=1e-4)

@@ -1,31 +1,17 @@
-"""Tables and figures: stored cells, resuming, marks, files; accuracy and final θ."""
+"""Tables and figures: stored cells, resuming, marks, files."""
 
 import csv
-import itertools
 import json
 import pathlib
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from networks import random_weights
 
-from experiments import cells, pages, paper, pictures, report, reproduce, task_table
-from l2l_jax import (
-    Evaluation,
-    Evaluator,
-    Learned,
-    evaluator,
-    quadratic_task,
-    save,
-)
-from l2l_jax.baselines import BASELINES, Tuning
-from l2l_jax.plotting import band
-from l2l_jax.tasks import MLP, Dataset, accuracy, load_dataset
+from experiments import cells, pages, paper, pictures, report, reproduce
+from l2l_jax import Learned, save
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 5
@@ -199,185 +185,6 @@ def test_diverged_runs_stand_in_row_and_legend(done):
     assert pictures.labels([row, row], True) == {"SGD": "SGD (diverged: 2/2, 2/2)"}
     assert pictures.labels([row, row], False) == {"SGD": "SGD (diverged: 4/4)"}
     assert "not finite (1.00) **worse**" in pages.matrix([row])
-
-
-def test_convolutional_rates_are_decided_by_more_runs():
-    means = {8.0: 5.0, 4.0: 3.0, 2.0: 1.0, 1.0: 2.0, 0.5: 9.0}
-    table = [{"rate": r, "mean": m, "not_finite": r == 8} for r, m in means.items()]
-    better = {4.0: 2.5, 2.0: 2.6, 1.0: 2.4}
-    again = lambda rate: {"mean": better[rate], "not_finite": 0}
-    found = cells.refined(Tuning("sgd", 2.0, False, table), again)
-    assert found.best_rate == 1
-    assert not found.edge
-    assert [row["mean"] for row in found.table] == [5.0, 2.5, 2.6, 2.4, 9.0]
-
-
-def test_condensed_curves():
-    curves = np.vstack(
-        [np.arange(1201.0), np.arange(1201.0) + 2, np.full(1201, np.nan)]
-    )
-    found = cells.condensed(curves)
-    assert all(len(values) == 401 for values in found.values())
-    np.testing.assert_allclose(found["step"][[0, 1, -1]], [1, 4, 1200])
-    np.testing.assert_allclose(found["mean"], found["step"] + 1)
-    np.testing.assert_allclose(found["stderr"], 1)
-    assert np.isnan(cells.condensed(curves[2:])["mean"]).all()
-    assert cells.condensed(curves[:, :3])["step"].tolist() == [0, 1, 2]
-    np.testing.assert_array_equal(band(np.ones((1, 3)))[1], 0)
-
-
-def test_runs_are_those_of_the_paper(tmp_path):
-    lab = cells.Laboratory(tmp_path, {})
-    runs = {
-        cell: (cells.number_of_runs(lab, cell), cells.tuning_runs(lab, cell))
-        for cell in paper.AUTHORS_RATES
-    }
-    assert runs[paper.Cell("mnist_mlp", 100, "adam")] == (100, 20)
-    assert runs[paper.Cell("mnist_mlp", 2_000, "adam")] == (100, 5)
-    assert runs[paper.Cell("mnist_mlp", 10_000, "adam")] == (20, 2)
-    if jax.default_backend() == "cpu":
-        assert runs[paper.Cell("mnist_cnn_ccpf", 100, "adam")] == (20, 1)
-
-
-def test_the_paper_is_there():
-    tests = {cell[:2] for cell in paper.AUTHORS_RATES}
-    assert len(tests) == len(paper.AUTHORS_RATES) == 22
-    assert tests == set(task_table.PAPER_TESTS)
-    shown = {entry.cell for entry in paper.EVIDENCE["table tests"].entries}
-    assert {cell[:2] for cell in shown} == tests
-    assert set(paper.AUTHORS_RATES) < shown
-    assert set(paper.PUBLISHED) <= {
-        entry.cell
-        for name in "234"
-        for entry in paper.EVIDENCE[f"table {name}"].entries
-    }
-    names = [f"table {n}" for n in (2, 3, 4)] + [f"figure {n}" for n in range(2, 10)]
-    assert set(names) <= set(paper.EVIDENCE)
-    for evidence in paper.EVIDENCE.values():
-        assert {e.cell.optimizer for e in evidence.entries} <= {
-            *BASELINES,
-            *paper.WEIGHTS,
-        }
-        assert {e.cell.task for e in evidence.entries} <= set(task_table.TASKS)
-        rows = [(e.row, e.column) for e in evidence.entries]
-        assert len(set(rows)) == len(rows)
-
-
-@pytest.mark.parametrize(
-    ("table", "row", "column", "published"),
-    [
-        ("table 2", "sigmoid", "DMoptimizer", 0.24),
-        ("table 2", "ELU", "DMoptimizer", 13.51),
-        ("table 2", "tanh", "RNNprop", 0.28),
-        ("table 3", "Default", "Adagrad", 0.54),
-        ("table 3", "2 Layers", "RNNprop", 0.28),
-        ("table 3", "Small Noise", "Adam", 0.39),
-        ("table 4", "Base MLP, 15k", "RNNprop", 0.30),
-        ("table 4", "ReLU, 15k", "No CC", 0.32),
-        ("table 4", "ReLU, 5k", "Adam", 0.28),
-    ],
-)
-def test_published_numbers(table, row, column, published):
-    found = [e for e in paper.EVIDENCE[table].entries if e[:2] == (row, column)]
-    assert [e.published for e in found] == [published]
-
-
-def test_a_look_is_never_compared_with_longer_runs():
-    short = paper.shortened(paper.EVIDENCE["figure 2"], 200)
-    assert {e.cell.steps for e in short.entries} == {200}
-    table = paper.EVIDENCE["table 2"]
-    assert paper.shortened(table, 200) == table
-    assert {e.published for e in paper.shortened(table, 50).entries} == {None}
-
-
-def random_mlp(rng, runs=()):
-    """θ of the base MLP on digits, and what it answers to images in [0, 1]."""
-    sizes = (64, 20, 10)
-    params = {
-        f"Dense_{i}": {
-            "kernel": rng.normal(size=(*runs, *size)).astype("float32"),
-            "bias": rng.normal(size=(*runs, size[1])).astype("float32"),
-        }
-        for i, size in enumerate(itertools.pairwise(sizes))
-    }
-
-    def answers(images):
-        x = images.reshape(-1, 64)
-        for i in range(2):
-            layer = params[f"Dense_{i}"]
-            x = x @ layer["kernel"] + layer["bias"][..., None, :]
-            x = x if i else 1 / (1 + np.exp(-x))
-        return np.argmax(x, axis=-1)
-
-    return params, answers
-
-
-def test_accuracy_is_the_fraction_of_right_answers():
-    rng = np.random.default_rng(0)
-    data = Dataset(
-        rng.integers(0, 256, (25, 8, 8, 1), np.uint8), rng.integers(0, 3, 25, np.int32)
-    )
-    params, answers = random_mlp(rng)
-    expected = np.mean(answers(data.images / 255 - 0.5) == data.labels)
-    # 10 does not divide the number of images.
-    found = accuracy(MLP(), data, pixel_range=(-0.5, 0.5), batch_size=10)(params)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    with pytest.raises(ValueError, match="batch_size"):
-        accuracy(MLP(), data, batch_size=0)
-    with pytest.raises(ValueError, match="pixel_range"):
-        accuracy(MLP(), data, pixel_range=(1.0, 0.0))
-
-
-def test_half_the_resolution(monkeypatch):
-    """Means of 2 x 2 pixels, rounded; one of them counts as four."""
-    images = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1) * 16
-    whole = Dataset(images, np.zeros(1, np.int32))
-    monkeypatch.setattr(task_table, "load_dataset", lambda *_: whole)
-    found = task_table.make_dataset("mnist14_mlp").images
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found[0, :, :, 0], [[40, 72], [168, 200]])
-    assert task_table.make_dataset("mnist_mlp") is whole
-    assert task_table.pixel_range("mnist14_mlp") == (0, 4)
-
-
-def test_groups_of_runs_make_one_cell(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    asked, expected = [], []
-
-    def evaluate(weights, key, num_steps, num_runs):
-        params, answers = random_mlp(rng, (num_runs,))
-        data = load_dataset("digits", "test")
-        expected.extend(np.mean(answers(data.images / 255) == data.labels, axis=1))
-        asked.append((weights, jax.random.key_data(key).tolist(), num_steps, num_runs))
-        losses = np.full(num_runs, len(asked), float)
-        return Evaluation(losses, losses[:, None] * np.arange(num_steps, 0, -1), params)
-
-    monkeypatch.setattr(cells, "_evaluator", lambda *_: Evaluator(evaluate))
-    monkeypatch.setattr(cells, "tuning_runs", lambda *_: 2)
-    lab = cells.Laboratory(tmp_path, {})
-    cell = paper.Cell("digits_mlp", 4, "sgd")
-    result = cells.measure(lab, cell, 0.5, 5)
-    assert [(a[0], a[2], a[3]) for a in asked] == [(0.5, 4, n) for n in (2, 2, 1)]
-    assert len({str(a[1]) for a in asked}) == 3  # each group has its own randomness
-    assert result.final.tolist() == [1, 1, 2, 2, 3]
-    assert result.statistics["runs"] == 5
-    assert result.curve["mean"][-1] == 1.8
-    np.testing.assert_allclose(result.accuracy, expected, rtol=1e-6)
-    tuning = cells.measure(lab, cell, 0.5, 2, tuning=True)
-    assert (tuning.curve, tuning.accuracy) == (None, None)
-    assert str(asked[-1][1]) not in {str(a[1]) for a in asked[:-1]}
-
-
-def test_final_parameters_are_those_of_the_last_step():
-    task = quadratic_task(3)
-    result = evaluator(task, optax.sgd).evaluate(0.01, jax.random.key(0), 6, 2)
-    assert isinstance(result.params, np.ndarray)
-    for run, key in enumerate(jax.random.split(jax.random.key(0), 2)):
-        sample_key, _, _ = jax.random.split(key, 3)
-        loss = task.loss(
-            jnp.asarray(result.params[run]), (), task.sample(sample_key), ()
-        )
-        np.testing.assert_allclose(loss, result.final[run], rtol=1e-4)
 
 
 def test_unknown_names_are_refused_with_the_known_ones(weights):

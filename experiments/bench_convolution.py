@@ -7,7 +7,7 @@ of `l2l_jax.tasks.CNN` between which "auto" chooses.
 
     python -m experiments.bench_convolution --outdir=runs/convolution
 
-Some ten minutes on 2 cores, nearly all of them with "xla"; needs no data.
+Six minutes, nearly all of them with "xla"; needs no data.
 """
 
 import itertools

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from experiments import common, paper, report, task_table
+from experiments.weights import selected
 from l2l_jax import (
     Evaluation,
     Evaluator,
@@ -29,6 +30,7 @@ from l2l_jax import (
 from l2l_jax.baselines import EXPONENTS, SCHEDULED, Tuning, baseline, tune
 from l2l_jax.tasks import accuracy
 
+RESULTS = pathlib.Path(__file__).parent / "results"
 POINTS = 500  # of a stored curve, at most
 LONG = 10_000  # steps from which there are fewer runs
 STOPPED = "stopped; the same command goes on from here"
@@ -113,22 +115,30 @@ def read_weights(
     files: Sequence[str],
     directory: str | pathlib.Path,
     names: Mapping[str, str] = paper.WEIGHTS,
+    trained: Mapping[str, str] | None = None,
 ) -> dict[str, Weights]:
     """Learned optimizers by name.
 
     Args:
-      files: each `name=file`, before those of the directory.
-      directory: whose files `<name>.npz` of known names are taken.
+      files: each `name=file` or `name=run`, before those of the directory.
+      directory: whose files `<name>.npz` of known names are taken, before those below.
       names: the known ones, and what they are.
+      trained: files and runs below `RESULTS` by name, taken where they are.
 
     Raises:
       ValueError: an entry has no name or an unknown one, or no such directory.
+      FileNotFoundError: there is no such file, or no weights in a run.
     """
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         raise ValueError(f"there is no directory of weights {directory}")
+    places = {name: RESULTS / path for name, path in (trained or {}).items()}
+    own = {name: directory / f"{name}.npz" for name in names}
     paths = {
-        name: path for name in names if (path := directory / f"{name}.npz").exists()
+        name: path
+        for place in (places, own)
+        for name, path in place.items()
+        if path.exists()
     }
     for entry in files:
         name, _, path = entry.partition("=")
@@ -138,12 +148,12 @@ def read_weights(
         if name not in names:
             raise ValueError(f"the name in weights {entry!r} is unknown; {known}")
         paths[name] = pathlib.Path(path)
-    return {
-        name: Weights(
-            load(path), hashlib.sha256(path.read_bytes()).hexdigest(), names[name]
-        )
-        for name, path in paths.items()
-    }
+    found = {}
+    for name, path in paths.items():
+        file = selected(path) if path.is_dir() else path
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        found[name] = Weights(load(file), sha256, names[name])
+    return found
 
 
 def is_convolutional(task: str) -> bool:

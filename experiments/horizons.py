@@ -13,19 +13,20 @@ from experiments.paper import LEARNED, TRADITIONAL, Cell, Entry, Evidence
 OURS = {"longrun": "Longrun"}
 NOMINAL = {"longrun_nominal": "nominal rule"}
 SCHEDULED = {"adam_cosine": "Adam, cosine", "adamw_cosine": "AdamW, cosine"}
-# Trained apart, and found in TRAINED_DIR.
-TRAINED = {
+_NAMES = {
     "longrun_seed0": "meta-seed 0",
     "longrun_seed1": "meta-seed 1",
     "longrun_seed2": "meta-seed 2",
     "longrun_signals2": "without the slow moment",
 }
-TRAINED_DIR = "experiments/results/longrun"
 WEIGHTS = {
     "longrun": "Longrun",
     "rnnprop": "RNNprop with both tricks, selected by training loss",
     "dm": "DMoptimizer, selected by the validation task",
+    **_NAMES,
 }
+# Where those that do not ship lie below `experiments/results`.
+TRAINED = {name: f"longrun/{name}.npz" for name in _NAMES}
 # Other hyper-parameters for the weights of Longrun: values, or factors of the rate.
 _NOMINAL = {"learned_scale": 0.0}
 _NO_PACE = {**_NOMINAL, "pace": 0.0, "first_length": 1.0}

@@ -141,9 +141,9 @@ def main(argv: list[str]) -> None:
     if not FLAGS.all:
         wanted = reproduce.chosen(FLAGS.table, FLAGS.figure, wanted)
     directory = pathlib.Path(FLAGS.outdir) / ("quick" if FLAGS.quick else "")
-    weights = cells.read_weights(FLAGS.weights, FLAGS.weights_dir, horizons.WEIGHTS)
-    if pathlib.Path(horizons.TRAINED_DIR).is_dir():
-        weights |= cells.read_weights([], horizons.TRAINED_DIR, horizons.TRAINED)
+    weights = cells.read_weights(
+        FLAGS.weights, FLAGS.weights_dir, horizons.WEIGHTS, horizons.TRAINED
+    )
     lab = reproduce.laboratory(directory, with_variants(weights), LONG)
     print(f"writing to {directory}, on {jax.devices()[0].device_kind}")
     lacking = reproduce.reproduce(lab, wanted, directory)

@@ -22,7 +22,7 @@ TRADITIONAL = {
 }
 LEARNED = {"rnnprop": "RNNprop", "dm": "DMoptimizer"}
 
-# Names of weights, and what they are.
+# Names of learned optimizers, and what they are.
 WEIGHTS = {
     "rnnprop": "RNNprop with both tricks, selected by training loss",
     "dm": "DMoptimizer, selected by the validation task",
@@ -38,6 +38,24 @@ WEIGHTS = {
     "dm_tricks": "DMoptimizer with both tricks",
     **{
         f"rnnprop_seed{n}_5k": f"RNNprop, meta-seed {n}, 5,000 iterations"
+        for n in (1, 2)
+    },
+}
+# Where those that do not ship lie below `experiments/results`: files, or runs whose
+# selected weights are meant.
+TRAINED = {
+    **{
+        f"{name}_{thousands}k": f"{run}/weights/{1000 * thousands:08}.npz"
+        for name, run in (
+            ("rnnprop", "rnnprop_mnist"),
+            ("noconvex", "rnnprop_noconvex_mnist"),
+        )
+        for thousands in (5, 10, 15)
+    },
+    "norandomscaling": "rnnprop_norandomscaling_mnist",
+    "dm_tricks": "dm_tricks_mnist",
+    **{
+        f"rnnprop_seed{n}_5k": f"rnnprop_seed{n}_mnist/weights/00005000.npz"
         for n in (1, 2)
     },
 }

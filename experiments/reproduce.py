@@ -4,12 +4,13 @@ r"""Repeats the tables and figures of the RNNprop paper, each cell beside the pa
         --data_dir=DIR --weights_dir=WEIGHTS --outdir=runs/paper
 
 WEIGHTS holds `<name>.npz` of each learned optimizer, see `experiments.paper.WEIGHTS`;
-default are those that ship with the package. What has no weights stands as "-" and is
-listed at the end. Each cell is stored in OUTDIR/cells as soon as it is computed, so
-that the same command goes on where an earlier one was stopped; --nocompute only writes
-what is there. Beside the paper's there are --table=tests (the 22 tests of its authors'
-program, all optimizers), transfer (where the 2016 paper says that DMoptimizer
-transfers) and seeds (several meta-seeds).
+default are those that ship with the package, and for control experiments those in
+experiments/results. What has no weights stands as "-" and is listed at the end. Each
+cell is stored in OUTDIR/cells as soon as it is computed, so that the same command goes
+on where an earlier one was stopped; --nocompute only writes what is there. Beside the
+paper's there are --table=tests (the 22 tests of its authors' program, all optimizers),
+transfer (where the 2016 paper says that DMoptimizer transfers) and seeds (several
+meta-seeds).
 
 --all is estimated at eleven hours on 2 idle cores, table 2 alone at half an hour;
 --quick is a look in minutes whose numbers mean nothing. Adam's final loss in table 2
@@ -39,11 +40,12 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("table", [], "Tables, by number or name.")
 flags.DEFINE_list("figure", [], "Figures, by number or name.")
 flags.DEFINE_bool("all", False, "All tables and figures.")
-flags.DEFINE_list("weights", [], "Learned optimizers, each `name=file`.")
+flags.DEFINE_list("weights", [], "Learned optimizers, each `name=file or run`.")
 flags.DEFINE_string(
     "weights_dir",
     str(pathlib.Path(l2l_jax.__file__).parent / "pretrained"),
-    "Directory of the other learned optimizers, `<name>.npz`; default: the package's.",
+    "Directory of the other learned optimizers, `<name>.npz`; default: the package's."
+    " Those that are nowhere else are taken from experiments/results.",
 )
 flags.DEFINE_integer(
     "num_runs",
@@ -199,7 +201,9 @@ def main(argv: list[str]) -> None:
     del argv
     wanted = paper.EVIDENCE if FLAGS.all else chosen(FLAGS.table, FLAGS.figure)
     directory = pathlib.Path(FLAGS.outdir) / ("quick" if FLAGS.quick else "")
-    weights = cells.read_weights(FLAGS.weights, FLAGS.weights_dir)
+    weights = cells.read_weights(
+        FLAGS.weights, FLAGS.weights_dir, trained=paper.TRAINED
+    )
     lab = laboratory(directory, weights, cells.LONG)
     print(f"writing to {directory}, on {jax.devices()[0].device_kind}")
     lacking = reproduce(lab, wanted, directory)

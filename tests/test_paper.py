@@ -1,9 +1,14 @@
-"""The paper's evidence: tests, published numbers, how many runs."""
+"""The paper's evidence: tests, published numbers, how many runs, whose weights."""
+
+import pathlib
+import shutil
 
 import jax
 import pytest
 
-from experiments import cells, paper, task_table
+import l2l_jax
+from experiments import cells, horizons, paper, task_table
+from l2l_jax import load
 from l2l_jax.baselines import BASELINES
 
 
@@ -69,3 +74,53 @@ def test_runs_are_those_of_the_paper(tmp_path):
     assert runs[paper.Cell("mnist_mlp", 10_000, "adam")] == (20, 2)
     if jax.default_backend() == "cpu":
         assert runs[paper.Cell("mnist_cnn_ccpf", 100, "adam")] == (20, 1)
+
+
+def test_weights_are_what_their_names_say():
+    directory = pathlib.Path(l2l_jax.__file__).parent / "pretrained"
+    found = cells.read_weights([], directory, trained=paper.TRAINED)
+    assert {"rnnprop", "dm", "rnnprop_15k", "noconvex_5k"} <= set(found)
+    usual = {"optimizer": "rnnprop", "convex": True, "scaling": 3.0, "seed": 0}
+    differing = {
+        "noconvex": {"convex": False},
+        "norandomscaling": {"scaling": 0.0},
+        "rnnprop_seed1": {"seed": 1},
+        "rnnprop_seed2": {"seed": 2},
+        "dm_tricks": {"optimizer": "dm"},
+        "dm": {"optimizer": "dm", "convex": False, "scaling": 0.0},
+    }
+    for name, weights in found.items():
+        what, _, thousands = name.removesuffix("k").rpartition("_")
+        wanted = usual | differing.get(what, {}) | differing.get(name, {})
+        if thousands.isdigit():
+            wanted["iterations"] = 1000 * int(thousands)
+        training = weights.learned.training
+        assert wanted.items() <= training.items(), name
+
+
+@pytest.mark.parametrize("name", horizons.TRAINED)
+def test_weights_of_longrun_are_what_their_names_say(name):
+    learned = load(cells.RESULTS / horizons.TRAINED[name])
+    wanted = {"seed": int(name[-1]), "sizes": {"signals": 4}}
+    if "signals" in name:  # the other number
+        wanted = {"seed": 2, "sizes": {"signals": int(name[-1])}}
+    assert wanted.items() <= learned.training.items()
+
+
+def test_what_is_in_the_directory_or_named_goes_first(tmp_path):
+    def sha256(name, *files):
+        found = cells.read_weights(files, tmp_path, trained=paper.TRAINED)
+        return found[name].sha256
+
+    kept = sha256("rnnprop_5k")
+    shutil.copy(cells.RESULTS / paper.TRAINED["rnnprop_10k"], tmp_path / "new.npz")
+    named = sha256("rnnprop_5k", f"rnnprop_5k={tmp_path / 'new.npz'}")
+    assert named == sha256("rnnprop_10k") != kept
+    assert sha256("rnnprop_5k") == kept
+    (tmp_path / "new.npz").rename(tmp_path / "rnnprop_5k.npz")
+    assert sha256("rnnprop_5k") == named
+    run = cells.RESULTS / "rnnprop_mnist"
+    shipped = pathlib.Path(l2l_jax.__file__).parent / "pretrained"
+    chosen = cells.read_weights([], shipped)["rnnprop"].learned.training["iterations"]
+    found = cells.read_weights([f"rnnprop={run}"], tmp_path)["rnnprop"].learned
+    assert found.training["iterations"] == chosen

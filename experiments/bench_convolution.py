@@ -2,8 +2,10 @@
 
 A step is the gradient on a minibatch of 128 random images and Adam's update, one of
 --num_steps in a compiled `lax.scan`, as in evaluations and meta-training. "xla" is what
-`flax.linen.Conv` does by itself, "auto" what the tasks have; the others are the forms
-of `l2l_jax.tasks.CNN` between which "auto" chooses.
+`flax.linen.Conv` does by itself, "auto" what the tasks have, which take on a CPU as
+many images at once as its cache holds. "whole" is the same with all images at once, as
+are "shifted" and "canonical", the forms of `l2l_jax.tasks.CNN` between which both
+choose.
 
     python -m experiments.bench_convolution --outdir=runs/convolution
 
@@ -24,7 +26,8 @@ from l2l_jax.tasks import CNN, Dataset, classification_task
 
 FLAGS = flags.FLAGS
 NETWORKS = ("c-c-p-f", "c-c-p-c-c-p-f-f")
-WAYS = ("auto", "xla", "shifted", "canonical")
+WAYS = ("auto", "whole", "xla", "shifted", "canonical")
+BATCH_SIZE = 128
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 options.define_names("networks", NETWORKS, NETWORKS, "Networks.")
 options.define_names(
@@ -45,7 +48,11 @@ def loop(network: str, images: str, way: str) -> Callable[[], jax.Array]:
         rng.integers(0, 256, (NUM_IMAGES, *SHAPES[images]), np.uint8),
         rng.integers(0, 10, NUM_IMAGES, np.int32),
     )
-    task = classification_task(CNN(network, convolution=way), data)
+    module = CNN(network, convolution="auto" if way == "whole" else way)
+    at_once = None if way == "auto" else BATCH_SIZE
+    task = classification_task(
+        module, data, batch_size=BATCH_SIZE, microbatch_size=at_once
+    )
     tx = optax.adam(1e-3)
     episode = start_episode(task, tx, jax.random.key(0))
 

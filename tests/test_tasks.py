@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from networks import random_start
 
@@ -232,6 +233,55 @@ def test_canonical_convolutions_have_derivatives_again_and_map():
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
 
 
+def test_a_minibatch_by_pieces_is_the_whole_one():
+    """Loss, slope and second derivatives, also for several networks side by side."""
+    params = None
+    network = MLP(width=5)
+    indices = jnp.array([3, 1, 4, 15, 9, 2, 6, 5, 35, 8, 9, 7])
+    seen = []
+    for size in (12, 3):
+        task = classification_task(network, data(), batch_size=12, microbatch_size=size)
+        if params is None:
+            params = jax.vmap(task.init, (0, None))(jax.random.split(KEY, 2), ())
+
+        def loss(params, task=task):
+            return 3 * task.loss(params, task.data, (), indices)
+
+        def steepness(params, loss=loss):
+            return optax.tree.norm(jax.grad(loss)(params), squared=True)
+
+        one = jax.tree.map(lambda x: x[0], params)
+        functions = (loss, jax.value_and_grad(loss), jax.value_and_grad(steepness))
+        seen.append([jax.jit(f)(one) for f in functions])
+        seen[-1].append(jax.jit(jax.vmap(functions[1]))(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, 1e-4, 1e-6), *seen)
+
+
+@pytest.mark.parametrize(
+    ("module", "side", "batch_size", "pieces"),
+    [
+        (CNN("c-c-p-f"), 28, 128, 8),
+        (CNN("c-p-f", channels=(64,)), 28, 128, 32),
+        (CNN("c-c-p-f"), 28, 100, 5),
+        (CNN("c-c-p-f"), 28, 127, 1),  # nothing divides it
+        (CNN("c-c-p-f"), 8, 128, 1),  # small
+        (CNN("c-p-f", channels=(128,)), 28, 128, 1),  # not even four fit
+        (MLP(), 28, 128, 1),
+    ],
+)
+def test_convolutions_take_what_a_cache_holds(module, side, batch_size, pieces):
+    task = classification_task(
+        module, data((side, side, 1), 128), batch_size=batch_size
+    )
+    params = jax.eval_shape(task.init, KEY, ())
+    traced = jax.make_jaxpr(jax.grad(task.loss))(
+        params, task.data, (), jnp.arange(batch_size)
+    )
+    loops = [e.params["length"] for e in traced.eqns if e.primitive.name == "scan"]
+    if jax.default_backend() == "cpu":
+        assert loops == [pieces] * (pieces > 1)
+
+
 def test_sizes_of_the_papers_cnns():
     def shapes(layers):
         tree = jax.eval_shape(CNN(layers).init, KEY, jnp.zeros((1, 28, 28, 1)))
@@ -255,6 +305,12 @@ def test_sizes_of_the_papers_cnns():
         (lambda: MLP(activation="swish"), "'swish'"),
         (lambda: MLP(depth=-1), "-1"),
         (lambda: classification_task(MLP(), data(), batch_size=41), "40, got 41"),
+        (
+            lambda: classification_task(
+                MLP(), data(), batch_size=40, microbatch_size=16
+            ),
+            "divide batch_size, 40, got 16",
+        ),
         (lambda: quadratic_task(0), "num_dims"),
         (lambda: convex_task(v_range=(1, -1)), "v_range"),
     ],

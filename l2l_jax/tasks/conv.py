@@ -70,6 +70,21 @@ class CNN(nn.Module):
             )
         super().__post_init__()
 
+    def widest(self, height: int, width: int) -> int:
+        """The most values that a convolution makes of an image of that size.
+
+        Example:
+          >>> CNN("c-c-p-c-f").widest(28, 28)  # 16 channels, then 32 of a fourth of it
+          12544
+        """
+        sizes, block = [height * width], 0
+        for letter in self.layers.split("-"):
+            if letter == "c":
+                sizes.append(height * width * self.channels[block])
+            elif letter == "p":
+                height, width, block = height // 2, width // 2, block + 1
+        return max(sizes)
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits (B, num_classes) of x (B, H, W, C); refuses what poolings use up."""

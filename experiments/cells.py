@@ -337,10 +337,15 @@ def condensed(curves: np.ndarray) -> dict[str, np.ndarray]:
 def tuned(lab: Laboratory, cell: paper.Cell) -> Tuning:
     """The rate of a traditional optimizer, by `tune` with stored cells.
 
-    Convolutional networks have one run a rate, then three at each of the best three.
+    The grid is that of the paper's authors; it goes on at its ends for tests that are
+    not theirs. Convolutional networks have one run a rate, then three at each of the
+    best three.
     """
     num_runs = tuning_runs(lab, cell)
-    quick = {"exponents": EXPONENTS[cell.optimizer][::4], "stride": 1}
+    theirs = (cell.task, cell.steps) in task_table.PAPER_TESTS
+    grid: dict[str, Any] = {} if theirs else {"beyond": common.BEYOND}
+    if lab.quick:
+        grid = {"exponents": EXPONENTS[cell.optimizer][::4], "stride": 1}
 
     def evaluate(rate, key, num_steps, num_runs):
         del key, num_steps  # those of the cell
@@ -352,7 +357,7 @@ def tuned(lab: Laboratory, cell: paper.Cell) -> Tuning:
         common.keys(lab.seed)[0],
         num_steps=cell.steps,
         num_runs=num_runs,
-        **(quick if lab.quick else {}),
+        **grid,
     )
     if lab.quick or not is_convolutional(cell.task) or found.best_rate is None:
         return found

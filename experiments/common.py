@@ -36,6 +36,9 @@ flags.DEFINE_string(
 
 _DATA_FLAGS = ("data_dir", "data_source", "compilation_cache")
 
+# Octaves that a grid of rates may go on at an end, if the best is there.
+BEYOND = 6
+
 # What a user can do something about; anything else is ours and keeps its traceback.
 _USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, flags.Error)
 

@@ -71,6 +71,7 @@ def tuned_rates(task, key) -> dict[str, float | None]:
             key,
             num_steps=FLAGS.num_steps,
             num_runs=FLAGS.num_runs,
+            beyond=common.BEYOND,
         ).best_rate
         for name in common.progress(FLAGS.baselines, "tuning {}".format)
     }

@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
             key,
             num_steps=FLAGS.num_steps,
             num_runs=FLAGS.num_runs,
+            beyond=common.BEYOND,
         )
         tunings.append(tuning)
         rates[name] = {"rate": tuning.best_rate, "edge": tuning.edge}

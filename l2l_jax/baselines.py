@@ -105,6 +105,7 @@ def tune(
     num_runs: int = 20,
     exponents: Sequence[int] | None = None,
     stride: int = 2,
+    beyond: int = 0,
 ) -> Tuning:
     """Finds the best learning rate, constant or peak, of a baseline on a grid.
 
@@ -120,13 +121,15 @@ def tune(
       num_runs: runs of each rate.
       exponents: the k to try; default: `EXPONENTS[name]`.
       stride: of the first pass, at least 1; with 1 all k are tried.
+      beyond: how often the grid may go on by `stride` at an end that is the best, at
+        least 0.
 
     Returns:
       A `Tuning`.
 
     Raises:
-      ValueError: the name is unknown, `stride` is not positive, or there are no
-        exponents.
+      ValueError: the name is unknown, `stride` is not positive, `beyond` is negative,
+        or there are no exponents.
 
     Example:
       >>> import jax
@@ -142,6 +145,8 @@ def tune(
     """
     check_choice("name", name, (*BASELINES, *SCHEDULED))
     check_size("stride", stride)
+    if beyond != 0:
+        check_size("beyond", beyond)
     grid = sorted(EXPONENTS[name] if exponents is None else exponents)
     if not grid:
         raise ValueError("exponents must be at least one number, got none")
@@ -158,7 +163,16 @@ def tune(
                 table[k] = {"rate": rate, **result.summary()}
         return min(chosen, key=score)
 
-    near = best_of(grid[::stride])
+    tried = grid[::stride]
+    near = best_of(tried)
+    for _ in range(beyond):
+        way = {tried[0]: -1, tried[-1]: 1}.get(near, 0)
+        if not way or math.isinf(score(near)):
+            break
+        next_one = near + way * stride
+        tried = sorted([*tried, next_one])
+        grid = sorted({*grid, *range(near, next_one + way, way)})
+        near = best_of([near, next_one])
     best = best_of([k for k in grid if abs(k - near) < stride])
     return Tuning(
         name,

@@ -1,12 +1,14 @@
 """Final losses, baselines and their tuning."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from l2l_jax import Task, evaluator, quadratic_task, trees
+from l2l_jax import Evaluation, Evaluator, Task, evaluator, quadratic_task, trees
 from l2l_jax.baselines import BASELINES, SCHEDULED, baseline, tune
 from l2l_jax.trees import over_episodes
 
@@ -189,6 +191,41 @@ def test_tuning_finds_the_best_rate_and_reports_the_edge():
     assert low.best_rate == 2.0**-8
     with pytest.raises(ValueError, match="'lion'"):
         tune("lion", evaluation, KEY)
+
+
+@pytest.mark.parametrize(
+    ("exponents", "beyond", "tried", "best", "edge"),
+    [
+        # The best of all is 7, the grid 2 to 4 or 10 to 13.
+        (range(2, 5), 0, {2, 3, 4}, 4, True),
+        (range(2, 5), 1, {2, 4, 5, 6}, 6, True),
+        (range(2, 5), 9, {2, 4, 5, 6, 7, 8}, 7, False),
+        (range(10, 14), 9, {12, 10, 8, 6, 7, 9}, 7, False),
+        (range(5, 12), 9, {5, 6, 7, 8, 9, 11}, 7, False),
+        ([7], 9, {5, 6, 7, 8, 9}, 7, False),
+        (range(-4, 0), 9, {-4, -3, -2}, None, True),  # all diverge
+    ],
+)
+def test_the_grid_goes_on_where_its_end_is_the_best(
+    exponents, beyond, tried, best, edge
+):
+    """A grid that does not know where the best is finds it; a flat end is the end."""
+    seen = []
+
+    def evaluate(rate, key, num_steps, num_runs):
+        k = round(-2 * math.log2(rate))
+        seen.append(k)
+        final = np.full(num_runs, np.inf if k < 0 else abs(k - 7.0))
+        return Evaluation(final, np.full((num_runs, 1), 9.0), None)
+
+    result = tune(
+        "sgd", Evaluator(evaluate), KEY, num_runs=2, exponents=exponents, beyond=beyond
+    )
+    assert set(seen) == tried
+    assert len(seen) == len(tried)
+    rate = result.best_rate
+    assert (rate and round(-2 * math.log2(rate))) == best
+    assert result.edge == edge
 
 
 def test_final_parameters_are_those_of_the_last_step():

@@ -22,43 +22,40 @@ TRADITIONAL = {
 }
 LEARNED = {"rnnprop": "RNNprop", "dm": "DMoptimizer"}
 
+# Of learned optimizers that do not ship: what they are, and where they lie below
+# `experiments/results`, a file or a run whose selected weights are meant.
+_CONTROLS = {
+    **{
+        f"{name}_{thousands}k": (
+            f"RNNprop {text}, {thousands},000 iterations",
+            f"{run}/weights/{1000 * thousands:08}.npz",
+        )
+        for name, text, run in (
+            ("rnnprop", "with both tricks", "rnnprop_mnist"),
+            ("noconvex", "without the convex part", "rnnprop_noconvex_mnist"),
+        )
+        for thousands in (5, 10, 15)
+    },
+    "norandomscaling": (
+        "RNNprop without Random Scaling",
+        "rnnprop_norandomscaling_mnist",
+    ),
+    "dm_tricks": ("DMoptimizer with both tricks", "dm_tricks_mnist"),
+    **{
+        f"rnnprop_seed{n}_5k": (
+            f"RNNprop, meta-seed {n}, 5,000 iterations",
+            f"rnnprop_seed{n}_mnist/weights/00005000.npz",
+        )
+        for n in (1, 2)
+    },
+}
 # Names of learned optimizers, and what they are.
 WEIGHTS = {
     "rnnprop": "RNNprop with both tricks, selected by training loss",
     "dm": "DMoptimizer, selected by the validation task",
-    **{
-        f"{name}_{thousands}k": f"RNNprop {text}, {thousands},000 iterations"
-        for name, text in (
-            ("rnnprop", "with both tricks"),
-            ("noconvex", "without the convex part"),
-        )
-        for thousands in (5, 10, 15)
-    },
-    "norandomscaling": "RNNprop without Random Scaling",
-    "dm_tricks": "DMoptimizer with both tricks",
-    **{
-        f"rnnprop_seed{n}_5k": f"RNNprop, meta-seed {n}, 5,000 iterations"
-        for n in (1, 2)
-    },
+    **{name: what for name, (what, _) in _CONTROLS.items()},
 }
-# Where those that do not ship lie below `experiments/results`: files, or runs whose
-# selected weights are meant.
-TRAINED = {
-    **{
-        f"{name}_{thousands}k": f"{run}/weights/{1000 * thousands:08}.npz"
-        for name, run in (
-            ("rnnprop", "rnnprop_mnist"),
-            ("noconvex", "rnnprop_noconvex_mnist"),
-        )
-        for thousands in (5, 10, 15)
-    },
-    "norandomscaling": "rnnprop_norandomscaling_mnist",
-    "dm_tricks": "dm_tricks_mnist",
-    **{
-        f"rnnprop_seed{n}_5k": f"rnnprop_seed{n}_mnist/weights/00005000.npz"
-        for n in (1, 2)
-    },
-}
+TRAINED = {name: path for name, (_, path) in _CONTROLS.items()}
 
 
 class Cell(NamedTuple):

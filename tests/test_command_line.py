@@ -75,7 +75,7 @@ def test_ends_are_one_line(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     def lack(argv):
-        import no_such_module  # noqa: F401
+        import no_such_module  # noqa: F401  that it fails is all
 
     code, text = ended(stop, monkeypatch, capsys, stopped="stopped; again")
     assert (code, text) == (130, "stopped; again\n")

@@ -10,27 +10,24 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import common, paper, report, task_table
-from experiments.weights import selected
+from experiments.weights import Weights
 from l2l_jax import (
     Evaluation,
     Evaluator,
-    Learned,
     evaluator,
     learned_optimizer,
-    load,
     plotting,
 )
 from l2l_jax.baselines import EXPONENTS, SCHEDULED, Tuning, baseline, tune
 from l2l_jax.tasks import accuracy
 
-RESULTS = pathlib.Path(__file__).parent / "results"
 POINTS = 500  # of a stored curve, at most
 LONG = 10_000  # steps from which there are fewer runs
 STOPPED = "stopped; the same command goes on from here"
@@ -38,14 +35,6 @@ STOPPED = "stopped; the same command goes on from here"
 
 class NotStoredError(LookupError):
     """A cell would have to be computed, and was not to be."""
-
-
-class Weights(NamedTuple):
-    """A learned optimizer, the hash of its file, and what it is, for people."""
-
-    learned: Learned
-    sha256: str
-    what: str
 
 
 class Laboratory(NamedTuple):
@@ -109,51 +98,6 @@ class Outcome(NamedTuple):
     result: Result | None
     lacks: str | None = None
     tuning: Tuning | None = None
-
-
-def read_weights(
-    files: Sequence[str],
-    directory: str | pathlib.Path,
-    names: Mapping[str, str] = paper.WEIGHTS,
-    trained: Mapping[str, str] | None = None,
-) -> dict[str, Weights]:
-    """Learned optimizers by name.
-
-    Args:
-      files: each `name=file` or `name=run`, before those of the directory.
-      directory: whose files `<name>.npz` of known names are taken, before those below.
-      names: the known ones, and what they are.
-      trained: files and runs below `RESULTS` by name, taken where they are.
-
-    Raises:
-      ValueError: an entry has no name or an unknown one, or no such directory.
-      FileNotFoundError: there is no such file, or no weights in a run.
-    """
-    directory = pathlib.Path(directory)
-    if not directory.is_dir():
-        raise ValueError(f"there is no directory of weights {directory}")
-    places = {name: RESULTS / path for name, path in (trained or {}).items()}
-    own = {name: directory / f"{name}.npz" for name in names}
-    paths = {
-        name: path
-        for place in (places, own)
-        for name, path in place.items()
-        if path.exists()
-    }
-    for entry in files:
-        name, _, path = entry.partition("=")
-        known = f"known names are {', '.join(names)}"
-        if not path:
-            raise ValueError(f"weights {entry!r} must be name=file; {known}")
-        if name not in names:
-            raise ValueError(f"the name in weights {entry!r} is unknown; {known}")
-        paths[name] = pathlib.Path(path)
-    found = {}
-    for name, path in paths.items():
-        file = selected(path) if path.is_dir() else path
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        found[name] = Weights(load(file), sha256, names[name])
-    return found
 
 
 def is_convolutional(task: str) -> bool:

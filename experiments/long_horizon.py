@@ -26,6 +26,7 @@ from absl import flags
 
 import l2l_jax
 from experiments import cells, common, horizons, paper, report, reproduce
+from experiments.weights import Weights, read_weights
 
 FLAGS = flags.FLAGS  # those of `reproduce`
 FLAGS.set_default("outdir", "runs/long_horizon")
@@ -37,15 +38,15 @@ TWENTIETH = 20
 
 
 def with_variants(
-    weights: Mapping[str, cells.Weights],
-) -> dict[str, cells.Weights]:
+    weights: Mapping[str, Weights],
+) -> dict[str, Weights]:
     """Besides, Longrun without parts of it, and with other rates."""
     found = dict(weights)
     if "longrun" not in found:
         return found
     ours = found["longrun"]
 
-    def variant(what: str, **config: Any) -> cells.Weights:
+    def variant(what: str, **config: Any) -> Weights:
         config = {**ours.learned.config, **config}
         return ours._replace(learned=ours.learned._replace(config=config), what=what)
 
@@ -141,7 +142,7 @@ def main(argv: list[str]) -> None:
     if not FLAGS.all:
         wanted = reproduce.chosen(FLAGS.table, FLAGS.figure, wanted)
     directory = pathlib.Path(FLAGS.outdir) / ("quick" if FLAGS.quick else "")
-    weights = cells.read_weights(
+    weights = read_weights(
         FLAGS.weights, FLAGS.weights_dir, horizons.WEIGHTS, horizons.TRAINED
     )
     lab = reproduce.laboratory(directory, with_variants(weights), LONG)

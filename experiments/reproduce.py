@@ -35,6 +35,7 @@ from experiments import (
     report,
     task_table,
 )
+from experiments.weights import Weights, read_weights
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("table", [], "Tables, by number or name.")
@@ -180,7 +181,7 @@ def chosen(
 
 
 def laboratory(
-    directory: pathlib.Path, weights: Mapping[str, cells.Weights], long: int
+    directory: pathlib.Path, weights: Mapping[str, Weights], long: int
 ) -> cells.Laboratory:
     """The one that the flags describe."""
     return cells.Laboratory(
@@ -201,9 +202,7 @@ def main(argv: list[str]) -> None:
     del argv
     wanted = paper.EVIDENCE if FLAGS.all else chosen(FLAGS.table, FLAGS.figure)
     directory = pathlib.Path(FLAGS.outdir) / ("quick" if FLAGS.quick else "")
-    weights = cells.read_weights(
-        FLAGS.weights, FLAGS.weights_dir, trained=paper.TRAINED
-    )
+    weights = read_weights(FLAGS.weights, FLAGS.weights_dir, trained=paper.TRAINED)
     lab = laboratory(directory, weights, cells.LONG)
     print(f"writing to {directory}, on {jax.devices()[0].device_kind}")
     lacking = reproduce(lab, wanted, directory)

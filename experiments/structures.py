@@ -32,6 +32,7 @@ from experiments import (
     timing,
 )
 from experiments.networks import STRUCTURES
+from experiments.weights import read_weights
 from l2l_jax import plotting, start_episode, unroll
 from l2l_jax.baselines import baseline
 
@@ -186,7 +187,7 @@ def main(argv: list[str]) -> None:
     names = [f"{FLAGS.data}_{structure}" for structure in FLAGS.structures]
     task_table.check_data(names, FLAGS.data_dir, FLAGS.data_source)
     directory = pathlib.Path(FLAGS.outdir) / ("quick" if FLAGS.quick else "")
-    weights = cells.read_weights(
+    weights = read_weights(
         [], pathlib.Path(l2l_jax.__file__).parent / "pretrained", horizons.WEIGHTS
     )
     lab = cells.Laboratory(

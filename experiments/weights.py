@@ -1,8 +1,11 @@
-"""Learned optimizers as users name them: a file, a run, what ships, or a kind."""
+"""Learned optimizers as users name them: a file, a run, what ships, or a known name."""
 
+import hashlib
 import pathlib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+from experiments import paper
 from l2l_jax import (
     Learned,
     LearnedOptimizer,
@@ -11,6 +14,16 @@ from l2l_jax import (
     load_pretrained,
     runs,
 )
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+class Weights(NamedTuple):
+    """A learned optimizer, the hash of its file, and what it is, for people."""
+
+    learned: Learned
+    sha256: str
+    what: str
 
 
 def selected(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -66,6 +79,51 @@ def read_all(entries: list[str], taken: list[str]) -> dict[str, Learned]:
                 f"weights {entry!r}: {name!r} is taken, call them other=FILE"
             )
         found[name] = learned
+    return found
+
+
+def read_weights(
+    files: Sequence[str],
+    directory: str | pathlib.Path,
+    names: Mapping[str, str] = paper.WEIGHTS,
+    trained: Mapping[str, str] | None = None,
+) -> dict[str, Weights]:
+    """Learned optimizers by name.
+
+    Args:
+      files: each `name=file` or `name=run`, before those of the directory.
+      directory: whose files `<name>.npz` of known names are taken, before those below.
+      names: the known ones, and what they are.
+      trained: files and runs below `RESULTS` by name, taken where they are.
+
+    Raises:
+      ValueError: an entry has no name or an unknown one, or no such directory.
+      FileNotFoundError: there is no such file, or no weights in a run.
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"there is no directory of weights {directory}")
+    places = {name: RESULTS / path for name, path in (trained or {}).items()}
+    own = {name: directory / f"{name}.npz" for name in names}
+    paths = {
+        name: path
+        for place in (places, own)
+        for name, path in place.items()
+        if path.exists()
+    }
+    for entry in files:
+        name, _, path = entry.partition("=")
+        known = f"known names are {', '.join(names)}"
+        if not path:
+            raise ValueError(f"weights {entry!r} must be name=file; {known}")
+        if name not in names:
+            raise ValueError(f"the name in weights {entry!r} is unknown; {known}")
+        paths[name] = pathlib.Path(path)
+    found = {}
+    for name, path in paths.items():
+        file = selected(path) if path.is_dir() else path
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        found[name] = Weights(load(file), sha256, names[name])
     return found
 
 

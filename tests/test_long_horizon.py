@@ -6,6 +6,7 @@ import pytest
 from networks import random_weights
 
 from experiments import cells, horizons, long_horizon, paper, reproduce
+from experiments.weights import read_weights
 from l2l_jax import Learned, save
 
 
@@ -13,7 +14,7 @@ from l2l_jax import Learned, save
 def weights(tmp_path):
     phi = random_weights("longrun")
     save(tmp_path / "longrun.npz", Learned("longrun", phi, {"step_size": 0.02}))
-    found = cells.read_weights([], tmp_path, horizons.WEIGHTS)
+    found = read_weights([], tmp_path, horizons.WEIGHTS)
     return long_horizon.with_variants(found)
 
 

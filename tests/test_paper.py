@@ -8,6 +8,7 @@ import pytest
 
 import l2l_jax
 from experiments import cells, horizons, paper, task_table
+from experiments.weights import RESULTS, read_weights
 from l2l_jax import load
 from l2l_jax.baselines import BASELINES
 
@@ -78,7 +79,7 @@ def test_runs_are_those_of_the_paper(tmp_path):
 
 def test_weights_are_what_their_names_say():
     directory = pathlib.Path(l2l_jax.__file__).parent / "pretrained"
-    found = cells.read_weights([], directory, trained=paper.TRAINED)
+    found = read_weights([], directory, trained=paper.TRAINED)
     assert {"rnnprop", "dm", "rnnprop_15k", "noconvex_5k"} <= set(found)
     usual = {"optimizer": "rnnprop", "convex": True, "scaling": 3.0, "seed": 0}
     differing = {
@@ -100,7 +101,7 @@ def test_weights_are_what_their_names_say():
 
 @pytest.mark.parametrize("name", horizons.TRAINED)
 def test_weights_of_longrun_are_what_their_names_say(name):
-    learned = load(cells.RESULTS / horizons.TRAINED[name])
+    learned = load(RESULTS / horizons.TRAINED[name])
     wanted = {"seed": int(name[-1]), "sizes": {"signals": 4}}
     if "signals" in name:  # the other number
         wanted = {"seed": 2, "sizes": {"signals": int(name[-1])}}
@@ -109,18 +110,18 @@ def test_weights_of_longrun_are_what_their_names_say(name):
 
 def test_what_is_in_the_directory_or_named_goes_first(tmp_path):
     def sha256(name, *files):
-        found = cells.read_weights(files, tmp_path, trained=paper.TRAINED)
+        found = read_weights(files, tmp_path, trained=paper.TRAINED)
         return found[name].sha256
 
     kept = sha256("rnnprop_5k")
-    shutil.copy(cells.RESULTS / paper.TRAINED["rnnprop_10k"], tmp_path / "new.npz")
+    shutil.copy(RESULTS / paper.TRAINED["rnnprop_10k"], tmp_path / "new.npz")
     named = sha256("rnnprop_5k", f"rnnprop_5k={tmp_path / 'new.npz'}")
     assert named == sha256("rnnprop_10k") != kept
     assert sha256("rnnprop_5k") == kept
     (tmp_path / "new.npz").rename(tmp_path / "rnnprop_5k.npz")
     assert sha256("rnnprop_5k") == named
-    run = cells.RESULTS / "rnnprop_mnist"
+    run = RESULTS / "rnnprop_mnist"
     shipped = pathlib.Path(l2l_jax.__file__).parent / "pretrained"
-    chosen = cells.read_weights([], shipped)["rnnprop"].learned.training["iterations"]
-    found = cells.read_weights([f"rnnprop={run}"], tmp_path)["rnnprop"].learned
+    chosen = read_weights([], shipped)["rnnprop"].learned.training["iterations"]
+    found = read_weights([f"rnnprop={run}"], tmp_path)["rnnprop"].learned
     assert found.training["iterations"] == chosen

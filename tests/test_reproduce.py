@@ -11,6 +11,7 @@ import pytest
 from networks import random_weights
 
 from experiments import cells, pages, paper, pictures, report, reproduce
+from experiments.weights import read_weights
 from l2l_jax import Learned, save
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -66,7 +67,7 @@ def weights(tmp_path_factory):
 
 def laboratory(directory, weights):
     return cells.Laboratory(
-        directory / "cells", cells.read_weights([], weights), num_runs=2, quick=True
+        directory / "cells", read_weights([], weights), num_runs=2, quick=True
     )
 
 
@@ -125,7 +126,7 @@ def test_what_decides_the_numbers_decides_the_cell(done, weights, tmp_path):
     for other in (
         lab._replace(seed=1),
         lab._replace(num_runs=3),
-        lab._replace(weights=cells.read_weights([file], weights)),
+        lab._replace(weights=read_weights([file], weights)),
     ):
         assert cells.outcome(other, cell) == (None, "not computed", None)
 
@@ -194,13 +195,13 @@ def test_unknown_names_are_refused_with_the_known_ones(weights):
         reproduce.chosen([], [])
     assert list(reproduce.chosen(["4"], ["9"])) == ["table 4", "figure 9"]
     with pytest.raises(ValueError, match=r"'nothing=x.npz'.* norandomscaling"):
-        cells.read_weights(["nothing=x.npz"], weights)
+        read_weights(["nothing=x.npz"], weights)
     with pytest.raises(ValueError, match="no_directory"):
-        cells.read_weights([], "no_directory")
+        read_weights([], "no_directory")
     with pytest.raises(ValueError, match=r"name in .*'nothing=x.npz' is unknown"):
-        cells.read_weights(["nothing=x.npz"], weights)
+        read_weights(["nothing=x.npz"], weights)
     with pytest.raises(FileNotFoundError, match=r"no_file.npz"):
-        cells.read_weights(["dm=no_file.npz"], weights)
+        read_weights(["dm=no_file.npz"], weights)
 
 
 def test_data_of_all_cells_are_there_before_the_first(tmp_path):

@@ -15,7 +15,13 @@ from l2l_jax.optimizers.longrun import longrun_sizes
 PHI = jax.tree.map(lambda w: 4 * w, random_weights("longrun"))
 NOMINAL = longrun_init()
 # Steps that know nothing of those at other coordinates, but for their length.
-EVEN = {"warmup_steps": 0.0, "first_length": 1.0, "pace": 0.0, "largest": None}
+EVEN = {
+    "warmup_steps": 0.0,
+    "first_length": 1.0,
+    "pace": 0.0,
+    "largest": None,
+    "averaging_pace": 0.0,
+}
 STEPS = np.random.default_rng(0).normal(size=(12, 5)) * [1e-3, 0.1, 1, 10, 0]
 
 
@@ -33,6 +39,11 @@ def walk(tx, steps=STEPS):
     return np.asarray(run(steps)[1])
 
 
+def cosine(one, other):
+    sizes = np.linalg.norm(one) * np.linalg.norm(other)
+    return one @ other / sizes if sizes else 0.0
+
+
 def by_the_book(
     phi,
     steps,
@@ -41,6 +52,7 @@ def by_the_book(
     averaging=0.9,
     r=3.0,
     pace=0.2,
+    averaging_pace=0.3,
     warmup=3.0,
     first=0.05,
     largest=1.0,
@@ -49,15 +61,14 @@ def by_the_book(
     """The recursion with z and x in it; the other numbers at their defaults."""
     weights, size = np.float64(phi.factor), steps.shape[1]
     m, m_slow, v, z, x = np.zeros((5, size))
-    agreement, length = 0.0, np.log(first)
+    agreement, length, ascent, recency = 0.0, np.log(first), 0.0, 0.0
     for t, g in enumerate(steps, 1):
         v = b2 * v + (1 - b2) * g**2
         root = np.sqrt(v / (1 - b2**t)) + 1e-8
         slowed = 1 / (1 + t / 100)
-        if t > 1:
-            one, other = m / root, g / root
-            cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
-            agreement += 0.3 * slowed * (cosine - agreement)
+        agreement += 0.3 * slowed * (cosine(m / root, g / root) - agreement)
+        ascent += 0.05 * (cosine(z - x, g / root) - ascent)
+        recency = np.clip(recency - averaging_pace * t / (100 + t) * ascent, -1, 1.5)
         surplus = max(agreement - 0.05, 0) + min(agreement + 0.15, 0)
         change = (10 if length < 0 else 1) * pace * slowed * surplus
         length = np.clip(length - 0.005 * max(length, 0) + change, -6, 3)
@@ -81,7 +92,8 @@ def by_the_book(
         u = np.exp(np.clip(log, -3, 3)) * g
         s = -alpha * u / np.sqrt(np.mean(u**2))
         z = z + s
-        c = (r + 1) / (t + r)
+        power = r * np.exp(recency)
+        c = (power + 1) / (t + power)
         x = (1 - c) * x + c * z
         yield (1 - averaging) * z + averaging * x
 
@@ -93,6 +105,7 @@ def by_the_book(
         {"averaging": 0.5, "averaging_power": 0.5, "b1_slow": 0.8},
         EVEN,
         {"pace": 4.0, "warmup_steps": 2.0, "largest": 0.5},
+        {"averaging_pace": 9.0},
         {"first_length": 0.6},
     ],
 )
@@ -137,7 +150,7 @@ def test_without_the_learned_part_it_is_the_nominal_rule(options):
 def test_a_skipped_coordinate_moves_with_its_average_alone():
     steps = np.float32(STEPS[:, 1:4])
     steps[6, 1] = np.nan
-    tx = longrun_transform(PHI, skip_nonfinite=True)
+    tx = longrun_transform(PHI, averaging_pace=0.0, skip_nonfinite=True)
     found = walk(tx, steps)
     assert np.isfinite(found).all()
     theta, state = jnp.float32(found[5]), tx.init(steps[0])
@@ -151,7 +164,8 @@ def test_a_skipped_coordinate_moves_with_its_average_alone():
 
 def test_what_is_learned_shares_a_step_out_and_does_not_lengthen_it():
     steps = jnp.float32(STEPS)
-    rules = [longrun_transform(phi, pace=0.0) for phi in (PHI, NOMINAL)]
+    paces = {"pace": 0.0, "averaging_pace": 0.0}
+    rules = [longrun_transform(phi, **paces) for phi in (PHI, NOMINAL)]
     states = [tx.init(steps[0]) for tx in rules]
     for t, g in enumerate(steps, 1):
         c, taken = 4 / (t + 3), []
@@ -213,11 +227,42 @@ def test_the_length_is_of_all_leaves_together_and_of_no_scale():
     np.testing.assert_allclose(lengths(1e3 * steps, eps=0.0), whole, rtol=0.01)
 
 
+def recencies(gradient_of, num_steps=400, **options):
+    """e^η after each step, from θ = 1 on, and the last δ."""
+    tx = longrun_transform(NOMINAL, **options)
+
+    def step(carry, t):
+        theta, state = carry
+        updates, state = tx.update(gradient_of(theta, t), state)
+        return (theta + updates, state), jnp.exp(state.recency)
+
+    start = jnp.ones(1000)
+    end, found = jax.lax.scan(step, (start, tx.init(start)), jnp.arange(num_steps))
+    return np.asarray(found), end[1].offset
+
+
+def test_recent_steps_count_more_downhill_and_less_where_steps_are_but_noise():
+    downhill, offset = recencies(lambda theta, t: jnp.ones_like(theta))
+    assert (np.diff(downhill) >= 0).all()
+    assert downhill[-1] == pytest.approx(np.exp(1.5))
+    # All of it is the delay of the average, which is less where recent steps count.
+    late = recencies(lambda theta, t: jnp.ones_like(theta), averaging_pace=0.0)[1]
+    assert 0 < jnp.linalg.norm(offset) < 0.5 * jnp.linalg.norm(late)
+
+    def noisy(theta, t):
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), t), theta.shape)
+        return theta + 0.3 * noise
+
+    at_the_minimum = recencies(noisy, num_steps=2000)[0]
+    assert at_the_minimum[-1] < 0.5
+    assert recencies(noisy, averaging_pace=0.0)[0][-1] == 1
+
+
 def test_a_gradient_much_larger_than_those_before_is_cut():
     *usual, sudden = jnp.ones((20, 4)).at[19].set(1e3)
 
     def last_step(largest):
-        tx = longrun_transform(NOMINAL, largest=largest)
+        tx = longrun_transform(NOMINAL, averaging_pace=0.0, largest=largest)
         state = tx.init(sudden)
         for g in usual:
             _, state = tx.update(g, state)
@@ -252,6 +297,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_length_finite():
         ({"b1_slow": 1.0}, "b1_slow"),
         ({"averaging": 1.5}, "averaging"),
         ({"averaging_power": -1.0}, "averaging_power"),
+        ({"averaging_pace": -1.0}, "averaging_pace"),
         ({"learned_scale": float("nan")}, "learned_scale"),
         ({"fade_steps": 0.0}, "fade_steps"),
     ],

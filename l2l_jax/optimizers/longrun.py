@@ -28,7 +28,8 @@ BOUND = 3.0
 LENGTHS = (-6.0, 3.0)
 # Of the running mean of how far gradients agree: the part of it that is new, at first.
 RENEWED = 0.3
-# Steps after which that, and the pace of the common length, have halved.
+# Steps after which that, and the pace of the common length, have halved, and the pace
+# of the average has come half way.
 SLOWING = 100.0
 # Between these the agreement is as it should be, and the common length stays.
 AGREEABLE = (-0.15, 0.05)
@@ -36,6 +37,10 @@ AGREEABLE = (-0.15, 0.05)
 FORGOTTEN = 0.005
 # How many times faster the common length moves as long as it is below 1.
 HASTE = 10.0
+# Of the running mean of where the loss rises: the part of it that is new.
+ASCENT_RENEWED = 0.05
+# Of the logarithm of what multiplies r.
+RECENCIES = (-1.0, 1.5)
 
 
 class LongrunParams(NamedTuple):
@@ -89,6 +94,9 @@ class LongrunState(NamedTuple):
       agreement: ρ̄, running mean of how far gradients agree with those before, a scalar
         in [-1, 1], at least float32.
       length: ℓ, logarithm of the length that all steps have in common, likewise.
+      ascent: τ̄, running mean of how far the loss rises from the average towards the
+        fast iterate, a scalar in [-1, 1], likewise.
+      recency: η, logarithm of how much more recent steps count than r says, likewise.
       offset: δ, how far the fast iterate is from the parameters, a tree like them, at
         least float32.
       m: first moments, likewise.
@@ -99,6 +107,8 @@ class LongrunState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in optax
     agreement: jax.Array
     length: jax.Array
+    ascent: jax.Array
+    recency: jax.Array
     offset: PyTree
     m: PyTree
     slow: PyTree
@@ -121,6 +131,7 @@ def longrun_transform(
     eps: float = 1e-8,
     averaging: float = 0.9,
     averaging_power: float = 3.0,
+    averaging_pace: float = 0.3,
     learned_scale: float = 1.0,
     fade_steps: float = 1e4,
     skip_nonfinite: bool = False,
@@ -128,15 +139,16 @@ def longrun_transform(
     r"""The Longrun optimizer as an optax transformation.
 
     Two iterates: a fast one, z, takes steps that hardly anneal, and x averages it,
-    later steps counting more. Gradients are taken at the parameters, θ = (1 - B)·z +
-    B·x, which so follow the average: its noise falls as 1/t, whatever the horizon. All
-    steps have a length e^ℓ in common that grows while gradients point where those
-    before did and shrinks when they turn about. It begins small, and grows fast up to
-    1 where a network lets it: a wide one does not. How a step of RMSprop of that length
-    is shared out among coordinates was learned, from how steady the gradient is at
-    each. With t = 1, 2, …, the moments m and v as in `rnnprop_transform`, m' like m
-    with β1', RMS and cosine over all coordinates, δ = z - θ and ρ̄ 0 and ℓ ln F before
-    the first step::
+    later steps counting more: the more so while the loss falls from x towards z, which
+    is then ahead, the less while it rises, where z is but noisier. Gradients are taken
+    at the parameters, θ = (1 - B)·z + B·x, which so follow the average: its noise falls
+    as 1/t, whatever the horizon. All steps have a length e^ℓ in common that grows while
+    gradients point where those before did and shrinks when they turn about. It begins
+    small, and grows fast up to 1 where a network lets it: a wide one does not. How a
+    step of RMSprop of that length is shared out among coordinates was learned, from how
+    steady the gradient is at each. With t = 1, 2, …, the moments m and v as in
+    `rnnprop_transform`, m' like m with β1', RMS and cosine over all coordinates, δ = z
+    - θ, ρ̄, τ̄ and η 0 and ℓ ln F before the first step::
 
         g̃_t, m̃_t, m̃'_t = (g_t, m̂_t, m̂'_t) / (v̂_t^(1/2) + ε)
         ρ_t = cosine(m_{t-1} / (v̂_t^(1/2) + ε), g̃_t); ρ_1 = 0
@@ -151,7 +163,10 @@ def longrun_transform(
         λ_t = λ / (1 + t/T_λ)
         u_t = exp(clip(λ_t·f_t^T·W·a_t, -3, 3))·g̃_t
         s_t = -α_t·min(RMS(g̃_t), S)·u_t / RMS(u_t)
-        c_t = (r + 1) / (t + r)
+        τ̄_t = .95·τ̄_{t-1} + .05·cosine(g̃_t, δ_{t-1})
+        η_t = clip(η_{t-1} - κ'·(1 - h_t)·τ̄_t, -1, 1.5)
+        r_t = r·e^{η_t}
+        c_t = (r_t + 1) / (t + r_t)
         Δθ_t = c_t·δ_{t-1} + (1 - B·(1 - c_t))·s_t
         δ_t = (1 - c_t)·(δ_{t-1} + B·s_t)
 
@@ -175,7 +190,8 @@ def longrun_transform(
       b2: β2 in [0, 1), decay of the second moment.
       eps: ε, at least 0, in the unit of the gradient.
       averaging: B in [0, 1]; 0: no averaging, θ is z.
-      averaging_power: r, at least 0: the average weights z_t by about t^r.
+      averaging_power: r, at least 0: the average weights z_t by about t^r at first.
+      averaging_pace: κ', at least 0, how fast η follows; 0: r stays what it is.
       learned_scale: λ; 0 is the nominal rule.
       fade_steps: T_λ > 0: beyond that many steps the nominal rule takes over.
       skip_nonfinite: leave a coordinate's moments and fast iterate alone where its
@@ -220,6 +236,7 @@ def longrun_transform(
     check_number("eps", eps, 0)
     check_number("averaging", averaging, 0, 1)
     check_number("averaging_power", averaging_power, 0)
+    check_number("averaging_pace", averaging_pace, 0)
     check_number("learned_scale", learned_scale)
     check_number("fade_steps", fade_steps, 0, low_open=True)
     check_choice("skip_nonfinite", skip_nonfinite, (False, True))
@@ -233,10 +250,11 @@ def longrun_transform(
         dtypes = [compute_dtype(leaf) for leaf in jax.tree.leaves(params)]
         dtype = jnp.result_type(jnp.float32, *dtypes)
         # One array each: a buffer cannot be donated twice.
-        count, agreement = jnp.zeros([], jnp.int32), jnp.zeros([], dtype)
+        agreement, ascent, recency = (jnp.zeros([], dtype) for _ in range(3))
         length = jnp.log(jnp.asarray(first_length, dtype))
         moments = (init_moments(params) for _ in range(4))
-        return LongrunState(count, agreement, length, *moments)
+        scalars = (jnp.zeros([], jnp.int32), agreement, length, ascent, recency)
+        return LongrunState(*scalars, *moments)
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
@@ -268,24 +286,30 @@ def longrun_transform(
                 new = [jnp.where(good, x, old) for x, old in pairs]
             return u, *new
 
-        shares, *moments = map_unzip(share, updates, *state[4:])
+        old = (state.m, state.slow, state.v)
+        shares, *moments = map_unzip(share, updates, *old)
 
-        def products(gradient, u, m, v):
-            """Sums over coordinates of g̃m, g̃², m² and u²; not finite counts as 0."""
+        def products(gradient, u, m, v, offset):
+            """Sums of g̃m, g̃δ, g̃², m², u² and δ²; not finite counts as 0."""
             g = gradient.astype(u.dtype)
             v_hat = v / (1 - jnp.asarray(b2, u.dtype) ** count.astype(u.dtype))
             g, m = relative_gradients(g, m, v_hat, eps)
             good = jnp.isfinite(g) & jnp.isfinite(m) & jnp.isfinite(u)
-            g, m, u = (jnp.where(good, x, 0) for x in (g, m, u))
-            pairs = ((g, m), (g, g), (m, m), (u, u))
+            g, m, u, d = (jnp.where(good, x, 0) for x in (g, m, u, offset))
+            pairs = ((g, m), (g, d), (g, g), (m, m), (u, u), (d, d))
             return jnp.stack([jnp.sum(x * y, dtype=accurate) for x, y in pairs])
 
-        trees = (updates, shares, state.m, moments[-1])
+        trees = (updates, shares, state.m, moments[-1], state.offset)
         leaves = [jax.tree.leaves(tree) for tree in trees]
         accurate = state.length.dtype
-        gm, gg, mm, uu = sum(map(products, *leaves), jnp.zeros(4, accurate))
-        cosine = gm * _inverse_root(gg * mm)  # 0 at t = 1, nothing to agree with
+        sums = sum(map(products, *leaves), jnp.zeros(6, accurate))
+        gm, gd, gg, mm, uu, dd = sums
+        # Both 0 at t = 1, where there is nothing to compare with.
+        cosine = gm * _inverse_root(gg * mm)
         agreement, length = _pace(state, cosine, count, pace)
+        rise = gd * _inverse_root(gg * dd)
+        ascent, recency = _recency(state, rise, count, averaging_pace)
+        r = averaging_power * jnp.exp(recency)
         number = sum(leaf.size for leaf in leaves[0])
         size = gg * _inverse_root(gg * number)
         if largest is not None:
@@ -297,13 +321,15 @@ def longrun_transform(
             alpha = step_size * (1 + t / decay_steps) ** -decay_power
             alpha *= -jnp.expm1(-t / warmup_steps)
             s = -alpha * common.astype(u.dtype) * u
-            c = (averaging_power + 1) / (t + averaging_power)
+            power = r.astype(u.dtype)
+            c = (power + 1) / (t + power)
             update = c * offset + (1 - averaging * (1 - c)) * s
             return update, (1 - c) * (offset + averaging * s)
 
         steps, offset = map_unzip(step, shares, state.offset)
         updates = jax.tree.map(lambda x, g: x.astype(g.dtype), steps, updates)
-        return updates, LongrunState(count, agreement, length, offset, *moments)
+        scalars = (count, agreement, length, ascent, recency)
+        return updates, LongrunState(*scalars, offset, *moments)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -317,12 +343,26 @@ def _pace(
     state: LongrunState, cosine: jax.Array, count: jax.Array, pace: float
 ) -> tuple[jax.Array, jax.Array]:
     """ρ̄_t and ℓ_t from those before and ρ_t."""
-    slowed = 1 / (1 + count.astype(cosine.dtype) / SLOWING)
+    slowed = _slowed(count, cosine.dtype)
     agreement = state.agreement + RENEWED * slowed * (cosine - state.agreement)
     surplus = agreement - jnp.clip(agreement, *AGREEABLE)
     hurried = jnp.where(state.length < 0, HASTE * pace, pace)
     length = state.length - FORGOTTEN * jnp.maximum(state.length, 0)
     return agreement, jnp.clip(length + hurried * slowed * surplus, *LENGTHS)
+
+
+def _recency(
+    state: LongrunState, rise: jax.Array, count: jax.Array, pace: float
+) -> tuple[jax.Array, jax.Array]:
+    """τ̄_t and η_t from those before and the cosine of g̃_t and δ_{t-1}."""
+    ascent = state.ascent + ASCENT_RENEWED * (rise - state.ascent)
+    change = pace * (1 - _slowed(count, rise.dtype)) * ascent
+    return ascent, jnp.clip(state.recency - change, *RECENCIES)
+
+
+def _slowed(count: jax.Array, dtype: Any) -> jax.Array:
+    """h_t."""
+    return 1 / (1 + count.astype(dtype) / SLOWING)
 
 
 def _at_age(weights: jax.Array, t: jax.Array) -> jax.Array:

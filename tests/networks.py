@@ -1,10 +1,11 @@
-"""Weights for tests: all different, and nothing to compile."""
+"""Weights and images for tests: all different, and nothing to compile."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax import dm_init, longrun_init, rnnprop_init
+from l2l_jax.tasks import Dataset
 
 
 def shapes_of(kind, hidden_sizes=(), input_size=20):
@@ -34,3 +35,10 @@ def random_start(task):
     """Parameters of a task whose initial ones take long to compile."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return random_like(jax.eval_shape(task.init, key, ()))
+
+
+def random_images(shape=(8, 8, 1), count=40):
+    """Images of this shape in ten classes."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+    return Dataset(images, rng.integers(0, 10, count).astype(np.int32))

@@ -92,7 +92,7 @@ def test_weights_are_what_their_names_say():
     }
     for name, weights in found.items():
         what, _, thousands = name.removesuffix("k").rpartition("_")
-        wanted = usual | differing.get(what, {}) | differing.get(name, {})
+        wanted = usual | differing.get(name, differing.get(what, {}))
         if thousands.isdigit():
             wanted["iterations"] = 1000 * int(thousands)
         training = weights.learned.training

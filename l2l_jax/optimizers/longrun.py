@@ -148,10 +148,10 @@ def longrun_transform(
     step of RMSprop of that length is shared out among coordinates was learned, from how
     steady the gradient is at each. With t = 1, 2, …, the moments m and v as in
     `rnnprop_transform`, m' like m with β1', RMS and cosine over all coordinates, δ = z
-    - θ, ρ̄, τ̄ and η 0 and ℓ ln F before the first step::
+    - θ, ρ̄, τ̄ and η 0 and ℓ ln F before the first step, and cosines with 0 being 0::
 
         g̃_t, m̃_t, m̃'_t = (g_t, m̂_t, m̂'_t) / (v̂_t^(1/2) + ε)
-        ρ_t = cosine(m_{t-1} / (v̂_t^(1/2) + ε), g̃_t); ρ_1 = 0
+        ρ_t = cosine(m_{t-1} / (v̂_t^(1/2) + ε), g̃_t)
         h_t = 1 / (1 + t/100)
         ρ̄_t = (1 - .3·h_t)·ρ̄_{t-1} + .3·h_t·ρ_t
         κ_t = 10κ if ℓ_{t-1} < 0 else κ
@@ -286,8 +286,8 @@ def longrun_transform(
                 new = [jnp.where(good, x, old) for x, old in pairs]
             return u, *new
 
-        old = (state.m, state.slow, state.v)
-        shares, *moments = map_unzip(share, updates, *old)
+        before = (state.m, state.slow, state.v)
+        shares, *moments = map_unzip(share, updates, *before)
 
         def products(gradient, u, m, v, offset):
             """Sums of g̃m, g̃δ, g̃², m², u² and δ²; not finite counts as 0."""

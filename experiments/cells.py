@@ -156,6 +156,8 @@ def measure(
         "seed": lab.seed,
         "purpose": "tuning" if tuning else "comparison",
     }
+    if weights and weights.changes:
+        identity["changes"] = dict(weights.changes)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     name = f"{cell.task}-{cell.steps}-{cell.optimizer}-{digest[:12]}.json"
     path = lab.directory / name

@@ -46,9 +46,9 @@ def with_variants(
         return found
     ours = found["longrun"]
 
-    def variant(what: str, **config: Any) -> Weights:
-        config = {**ours.learned.config, **config}
-        return ours._replace(learned=ours.learned._replace(config=config), what=what)
+    def variant(what: str, **changes: Any) -> Weights:
+        learned = ours.learned._replace(config={**ours.learned.config, **changes})
+        return ours._replace(learned=learned, what=what, changes=changes)
 
     for name, config in horizons.CONFIGS.items():
         changes = ", ".join(f"{key} = {value}" for key, value in config.items())

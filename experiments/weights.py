@@ -3,6 +3,7 @@
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from experiments import paper
@@ -19,11 +20,19 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 class Weights(NamedTuple):
-    """A learned optimizer, the hash of its file, and what it is, for people."""
+    """A learned optimizer as it is compared.
+
+    Attributes:
+      learned: it.
+      sha256: the hash of its file.
+      what: it is, for people.
+      changes: hyper-parameters that are not the file's.
+    """
 
     learned: Learned
     sha256: str
     what: str
+    changes: Mapping[str, Any] = MappingProxyType({})
 
 
 def selected(workdir: str | pathlib.Path) -> pathlib.Path:

@@ -33,6 +33,18 @@ def test_variants_have_the_same_weights(weights):
     assert len({entry.what for entry in weights.values()}) == len(configs)
 
 
+def test_a_changed_variant_is_another_cell(weights, tmp_path, monkeypatch):
+    """Its weights are the same; its numbers are not."""
+    lab = cells.Laboratory(tmp_path / "cells", weights, num_runs=1)
+    cell = paper.Cell("quadratic", 3, "longrun_nominal")
+    cells.outcome(lab, cell)
+    peek = lab._replace(compute=False)
+    assert cells.outcome(peek, cell).lacks is None
+    monkeypatch.setitem(horizons.CONFIGS, "longrun_nominal", {"averaging": 2.0})
+    changed = long_horizon.with_variants({"longrun": weights["longrun"]})
+    assert cells.outcome(peek._replace(weights=changed), cell).lacks == "not computed"
+
+
 def result(final):
     final = np.asarray(final, float)
     return cells.Result({}, final, {"mean": float(np.nanmean(final))}, None, None)

@@ -247,7 +247,7 @@ EVIDENCE = {
     "table seeds": Evidence(
         "RNNprop from three meta-seeds, 5,000 iterations",
         _entries(
-            ACTIVATIONS[:2],
+            ACTIVATIONS,
             {
                 "rnnprop_5k": "meta-seed 0",
                 "rnnprop_seed1_5k": "meta-seed 1",

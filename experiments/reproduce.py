@@ -12,10 +12,10 @@ paper's there are --table=tests (the 22 tests of its authors' program, all optim
 transfer (where the 2016 paper says that DMoptimizer transfers) and seeds (several
 meta-seeds).
 
---all is estimated at eleven hours on 2 idle cores, table 2 alone at half an hour;
---quick is a look in minutes whose numbers mean nothing. Adam's final loss in table 2
-should be .31, .28, .26 and .31, its rates those of the authors or their neighbours on
-the grid.
+--all is estimated at eleven hours on 2 idle cores, table 2 takes six minutes there;
+--quick is a look whose numbers mean nothing: table 2 in a minute, all, most of it CNNs,
+in half an hour. Adam's final loss in table 2 should be .31, .28, .26 and .31, its rates
+those of the authors or their neighbours on the grid.
 """
 
 import pathlib

@@ -314,7 +314,8 @@ EVIDENCE = {
         "Random Scaling is the most effective trick.",
         {
             "rnnprop": "RNNprop",
-            "norandomscaling": "RNNprop without Random Scaling",
+            "rnnprop_5k": "RNNprop, 5,000 iterations",
+            "norandomscaling": "the same without Random Scaling",
             "dm": "DMoptimizer",
             "dm_tricks": "DMoptimizer with both tricks",
         },

@@ -1,4 +1,4 @@
-r"""The shipped optimizers on structures that they never saw, by step and by second.
+r"""The shipped optimizers on structures that none was trained on, by step and by second.
 
     python -m experiments.structures --data=digits --num_runs=10
 
@@ -162,7 +162,7 @@ def page(rows: list[dict[str, Any]], steps: list[int], runs: int) -> str:
         for row in rows
     ]
     device = timing.machine()["device"]
-    return f"""# Structures that the optimizers never saw ({FLAGS.data})
+    return f"""# Structures that no optimizer was trained on ({FLAGS.data})
 
 ![Loss by step and by second](structures.png)
 

@@ -1,4 +1,4 @@
-r"""The shipped optimizers on structures that none was trained on, by step and by second.
+r"""The shipped optimizers on structures none was trained on, by step and by second.
 
     python -m experiments.structures --data=digits --num_runs=10
 

@@ -15,7 +15,6 @@ the others (TPU pods, SLURM), else with --coordinator_address, --num_processes a
 """
 
 import functools
-import math
 import pathlib
 import shlex
 import sys
@@ -186,10 +185,7 @@ def main(argv: list[str]) -> None:
                 for name, one, number in zip(names, evaluators, steps, strict=True)
             }
             show(results, iteration)
-            losses = [result.summary()["mean"] for result in results.values()]
-            score = math.inf if None in losses else losses[0]
-            if len(losses) > 1 and score < math.inf:
-                score = float(np.mean(np.log(losses)))
+            score = runs.validation_score(list(results.values()))
             runs.record_validation(FLAGS.workdir, iteration, score)
 
     again = [a for a in sys.argv[1:] if a not in ("--resume", "--resume=true")]

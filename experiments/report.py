@@ -45,7 +45,8 @@ def new_directory(path: str | pathlib.Path) -> pathlib.Path:
 
 def write(path: pathlib.Path, writer: Callable[[pathlib.Path], Any]) -> None:
     """Calls `writer` with a temporary name in the same directory, then renames."""
-    temporary = path.with_name(f".tmp-{path.name}")
+    # Others may write a file of that name at the same time; the suffix says the format.
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     writer(temporary)
     os.replace(temporary, path)
 

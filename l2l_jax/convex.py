@@ -117,6 +117,10 @@ def combine(*tasks: Task, weights: Sequence[float] | None = None) -> Task:
     for index, weight in enumerate(weights):
         check_number(f"weights[{index}]", weight)
 
+    # What holds the functions does not hold the data with them.
+    all_data = tuple(task.data for task in tasks)
+    tasks = tuple(task._replace(data=None) for task in tasks)
+
     def split(key):
         return jax.random.split(key, len(tasks))
 
@@ -135,4 +139,4 @@ def combine(*tasks: Task, weights: Sequence[float] | None = None) -> Task:
         parts = zip(weights, tasks, params, data, instance, batch, strict=True)
         return sum(w * t.loss(p, d, i, b) for w, t, p, d, i, b in parts)
 
-    return Task(tuple(t.data for t in tasks), sample, init, batches, loss)
+    return Task(all_data, sample, init, batches, loss)

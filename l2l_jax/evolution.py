@@ -264,7 +264,8 @@ def _start_particles(phi, transform, task, key, shape):
 
 def _draw(phi: PyTree, key: jax.Array, step: jax.Array, number: int) -> jax.Array:
     """ε (number, D), by the episode's key and step."""
-    # Other streams of the key draw minibatches, by other numbers.
+    # Other streams of the key draw minibatches, by numbers of their own; those of
+    # minibatch 0xE5 of a task that draws numbers are not independent of these.
     key = jax.random.fold_in(jax.random.fold_in(key, 0xE5), step)
     # One draw: XLA compiles a generator for each.
     vector, _ = jax.flatten_util.ravel_pytree(phi)
@@ -314,6 +315,8 @@ def _antithetic(phi, losses, total, sigma, log_loss):
 def _weighted_mean(phi, factors: jax.Array, vectors: jax.Array) -> PyTree:
     """The mean over particles of factors (N,) times vectors (N, D), a tree like φ."""
     unravel = jax.flatten_util.ravel_pytree(phi)[1]
+    # A loss may have a wider dtype than φ.
+    factors = factors.astype(vectors.dtype)
 
     def mean(x):
         return jnp.mean(jax.vmap(jnp.multiply)(factors, x), axis=0)

@@ -85,11 +85,12 @@ def lazy_updates(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
-        zero = jnp.zeros([], jnp.int32)
+        # One array each: a buffer cannot be donated twice. The age is as if it had been
+        # long ago: the first step asks.
+        age, asked, count = (jnp.asarray(x, jnp.int32) for x in (every, 0, 0))
         averages = (jnp.zeros([]), jnp.zeros([]))
         last = jax.tree.map(jnp.zeros_like, params)
-        # As if it had been long ago: the first step asks.
-        return LazyState(zero + every, zero, averages, zero, last, inner.init(params))
+        return LazyState(age, asked, averages, count, last, inner.init(params))
 
     def update_fn(updates, state, params=None, **extra_args):
         count = optax.safe_increment(state.count)

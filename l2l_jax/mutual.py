@@ -75,7 +75,9 @@ def weights_in_state(
 
     def init_fn(params):
         return WeightsInState(
-            jax.tree.map(jnp.asarray, phi), transform(phi).init(params)
+            # Copies: a state that is donated takes nothing with it.
+            jax.tree.map(jnp.array, phi),
+            transform(phi).init(params),
         )
 
     def update_fn(updates, state, params=None, **extra_args):

@@ -71,6 +71,9 @@ def random_scaling(
     if dropped and of != "coordinates":
         raise ValueError(f"dropped must be 0 where {of!r} are scaled, got {dropped}")
 
+    # What holds the functions does not hold the data with them.
+    all_data, task = task.data, task._replace(data=None)
+
     def draw(key, shape=(), dtype=jnp.float32):
         uniform = jax.random.uniform
         if distribution == "uniform":
@@ -114,4 +117,4 @@ def random_scaling(
             return scales * task.loss(params, data, inner, batch)
         return task.loss(jax.tree.map(jnp.multiply, params, scales), data, inner, batch)
 
-    return Task(task.data, sample, init, batches, loss)
+    return Task(all_data, sample, init, batches, loss)

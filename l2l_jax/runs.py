@@ -44,6 +44,7 @@ from l2l_jax.selection import (
     read_validation,
     record_validation,
     select,
+    validation_score,
     weights_files,
     write_scores,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "record_validation",
     "run",
     "select",
+    "validation_score",
 ]
 
 State = Any

@@ -2,11 +2,13 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from l2l_jax.evaluate import Evaluation
 from l2l_jax.files import write_text
 from l2l_jax.records import columns, read_csv, read_log
 
@@ -34,6 +36,28 @@ def write_scores(directory: str | Path, scores: dict[int, float]) -> None:
     write_text(
         Path(directory) / "validation.csv", "".join(["iteration,loss\n", *lines])
     )
+
+
+def validation_score(results: Sequence[Evaluation]) -> float:
+    """What weights are worth, by runs of validation tasks: the less the better.
+
+    Args:
+      results: of each task, at least one.
+
+    Returns:
+      The mean final loss; of several tasks the mean of its logarithm; infinity if a
+      run's is not finite: the others shall not win for it.
+
+    Example:
+      >>> losses = np.array([0.5, 0.3])
+      >>> validation_score([Evaluation(losses, losses[:, None], ())])
+      0.4
+    """
+    summaries = [result.summary() for result in results]
+    if any(summary["not_finite"] for summary in summaries):
+        return math.inf
+    losses = [summary["mean"] for summary in summaries]
+    return losses[0] if len(losses) == 1 else float(np.mean(np.log(losses)))
 
 
 def record_validation(directory: str | Path, iteration: int, loss: float) -> None:

@@ -1,6 +1,8 @@
 """Final losses, baselines and their tuning."""
 
+import gc
 import math
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,17 @@ import numpy as np
 import optax
 import pytest
 
-from l2l_jax import Evaluation, Evaluator, Task, evaluator, quadratic_task, trees
+from l2l_jax import (
+    Evaluation,
+    Evaluator,
+    Task,
+    combine,
+    convex_task,
+    evaluator,
+    quadratic_task,
+    random_scaling,
+    trees,
+)
 from l2l_jax.baselines import BASELINES, SCHEDULED, baseline, tune
 from l2l_jax.trees import over_episodes
 
@@ -74,6 +86,20 @@ def test_large_episodes_run_one_after_another(monkeypatch):
     one_by_one = evaluate()
     for found, expected in zip(one_by_one, side_by_side, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_data_of_a_task_do_not_outlive_it():
+    def scaled():
+        data = jnp.ones(1000)
+        task = quadratic_task(2)._replace(data=data)
+        task = task._replace(batches=lambda k, data, i, s, n: jnp.zeros((n, 0)))
+        task = combine(random_scaling(task, 1.0), convex_task())
+        evaluator(task, optax.sgd, 4).evaluate(0.1, KEY, 2, 1)
+        return weakref.ref(data)
+
+    seen = scaled()
+    gc.collect()
+    assert seen() is None
 
 
 def test_what_a_large_episode_is():

@@ -18,6 +18,7 @@ from l2l_jax.estimators import (
     evolution,
     persistent_evolution,
     score_function,
+    single_perturbation,
 )
 
 CENTRE = jnp.array([1.0, -2.0, 0.5])
@@ -179,3 +180,28 @@ def test_what_an_estimator_cannot_is_refused(options, text):
     optimizer = LearnedOptimizer(lambda key: jnp.zeros(3), constant, True)
     with pytest.raises(ValueError, match=text):
         meta_trainer(BOWL, optimizer, optax.sgd(1.0), **options)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        evolution(0.1),
+        persistent_evolution(0.1),
+        single_perturbation(0.1),
+        score_function(0.1),
+    ],
+)
+def test_losses_of_a_wider_dtype_leave_the_weights_theirs(estimator, x64):
+    bowl = make_task(lambda theta: jnp.sum((theta - CENTRE) ** 2).astype(jnp.float64))
+    optimizer = LearnedOptimizer(lambda key: jnp.zeros(3, jnp.float32), constant)
+    trainer = meta_trainer(
+        bowl._replace(init=lambda key, instance: jnp.zeros(3, jnp.float32)),
+        optimizer,
+        optax.sgd(0.1),
+        segment_length=3,
+        weights=WEIGHTS,
+        estimator=estimator,
+    )
+    state, _ = trainer.iterate(trainer.init(jax.random.key(0)), jax.random.key(1), 2)
+    assert state.phi.dtype == jnp.float32
+    assert np.all(state.phi != 0)

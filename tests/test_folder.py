@@ -54,3 +54,7 @@ def test_what_is_none_is_refused_by_name(photos, tmp_path_factory):
     (photos / "a" / "broken.png").write_bytes(b"\x89PNG")
     with pytest.raises(ValueError, match=r"broken.png is no image"):
         load_images(photos)
+    (photos / "a" / "broken.png").unlink()
+    Image.fromarray(np.full((3, 4), 40_000, np.uint16)).save(photos / "a" / "deep.png")
+    with pytest.raises(ValueError, match=r"deep.png must have 8 bits .* mode I;16"):
+        load_images(photos, mode="L")

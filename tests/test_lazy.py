@@ -71,3 +71,10 @@ def test_bad_arguments_are_refused_by_name():
     tx = lazy_updates(optax.sgd(0.1), 2, tolerance=0.1)
     with pytest.raises(ValueError, match=r"value="):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+def test_a_state_can_be_donated_from_the_first_step():
+    tx = lazy_updates(optax.sgd(0.1), 2)
+    update = jax.jit(tx.update, donate_argnums=1)
+    _, state = update(jnp.ones(3), tx.init(jnp.ones(3)))
+    assert int(state.asked) == 1

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from networks import random_weights
 
 from l2l_jax import (
@@ -80,3 +81,12 @@ def test_extra_arguments_reach_the_optimizer():
     tx = weights_in_state(by_value, 2.0)
     updates, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), value=3.0)
     np.testing.assert_array_equal(updates, [-6.0, -6.0])
+
+
+def test_a_donated_state_takes_no_weights_with_it():
+    phi = {"rate": jnp.float32(0.1)}
+    tx = weights_in_state(lambda phi: optax.sgd(phi["rate"]), phi)
+    update = jax.jit(tx.update, donate_argnums=1)
+    for _ in range(2):
+        update(jnp.ones(3), tx.init(jnp.ones(3)))
+    assert float(phi["rate"]) == pytest.approx(0.1)

@@ -201,3 +201,14 @@ def test_bad_arguments_are_refused_by_name():
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
     with pytest.raises(TypeError, match=r"\['a'\] is int32"):
         tx.init({"a": jnp.ones(2, int)})
+
+
+def test_a_donated_state_takes_no_parameters_with_it():
+    """One vector of float32 is all that the rule works with: there is nothing to do."""
+    tx = ntm_bfgs_transform(start("bfgs"))
+    update = jax.jit(tx.update, donate_argnums=1)
+    theta, g = jnp.ones(3), jnp.arange(3.0)
+    state = tx.init(theta)
+    for _ in range(2):
+        _, state = update(g, state, theta)
+    np.testing.assert_array_equal(theta + g, [1, 2, 3])

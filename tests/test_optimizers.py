@@ -132,6 +132,19 @@ def test_no_second_compilation_and_donation(rule):
     assert len(traces) == 1
 
 
+@RULES
+@pytest.mark.parametrize("shape", [(40, 60), (40_000,)])
+def test_outside_of_a_program_a_step_is_compiled_once(rule, shape, caplog):
+    """In a row, and chunk by chunk: their loops and calls are not compiled again."""
+    tx, g = make(rule), jnp.ones(shape)
+    with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+        _, state = tx.update(g, tx.init(g))
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        tx.update(g, state)
+        assert "Compiling" not in caplog.text
+
+
 WRAPPERS = {
     "chain": lambda tx, _: optax.chain(optax.clip_by_global_norm(1.0), tx),
     "masked": lambda tx, _: optax.masked(tx, {"a": True, "b": False}),

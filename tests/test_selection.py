@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from l2l_jax import runs
+from l2l_jax import Evaluation, runs
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,14 @@ def test_select_refuses(tmp_path, arguments, error, message):
     write_run(tmp_path, [1.0], ["00000001.npz"])
     with pytest.raises(error, match=message):
         runs.select(tmp_path, **arguments)
+
+
+def test_a_lost_run_is_not_outweighed_by_others():
+    def result(*final):
+        return Evaluation(np.array(final), np.ones((len(final), 1)), ())
+
+    assert runs.validation_score([result(0.5, 0.3)]) == 0.4
+    both = runs.validation_score([result(0.5, 0.3), result(0.1, 0.1)])
+    assert both == pytest.approx(math.log(0.4 * 0.1) / 2)
+    assert runs.validation_score([result(0.5, math.nan)]) == math.inf
+    assert runs.validation_score([result(0.5, 0.3), result(0.1, math.inf)]) == math.inf

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from l2l_jax.checks import check_choice, check_number, check_sizes, check_type
+from l2l_jax.compiler import compiled_once
 from l2l_jax.lstm import (
     Dense,
     LSTMState,
@@ -197,13 +198,17 @@ def dm_transform(
         check_platform(implementation, params)
         return DMState(lstm)
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del params, extra_args
-        check_type("the state in update(updates, state)", state, DMState)
+    @compiled_once
+    def advance(updates, state):
         updates, _, lstm = step_tree(
             *(rule, phi, lambda g: (step_size, p), updates, (), state.lstm),
             *(averaged_units, *how),
         )
         return updates, DMState(lstm)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params, extra_args
+        check_type("the state in update(updates, state)", state, DMState)
+        return advance(updates, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -13,6 +13,7 @@ from l2l_jax.checks import (
     check_state,
     check_type,
 )
+from l2l_jax.compiler import compiled_once
 from l2l_jax.optimizers.coordinatewise import compute_dtype, init_moments
 from l2l_jax.preprocess import relative_gradients
 from l2l_jax.trees import map_unzip
@@ -26,6 +27,8 @@ SIGNALS = (2, 4)
 BOUND = 3.0
 # Of the logarithm of the common length.
 LENGTHS = (-6.0, 3.0)
+# A first length that lies within them.
+SHORTEST = 0.0025
 # Of the running mean of how far gradients agree: the part of it that is new, at first.
 RENEWED = 0.3
 # Steps after which that, and the pace of the common length, have halved, and the pace
@@ -180,8 +183,8 @@ def longrun_transform(
       decay_steps: T_α > 0.
       decay_power: p, at least 0.
       warmup_steps: T_w, at least 0; 0: the first step is as long as the next.
-      first_length: F in (0, 1], the length with which the first steps are taken; with
-        `pace=0` that of all.
+      first_length: F in [.0025, 1], the length with which the first steps are taken;
+        with `pace=0` that of all.
       pace: κ, at least 0, how fast ℓ follows; 0: it stays where it begins.
       largest: S > 0, the root mean square of g̃ beyond which the step is cut; None:
         never.
@@ -227,7 +230,7 @@ def longrun_transform(
     check_number("decay_steps", decay_steps, 0, low_open=True)
     check_number("decay_power", decay_power, 0)
     check_number("warmup_steps", warmup_steps, 0)
-    check_number("first_length", first_length, 0, 1, low_open=True)
+    check_number("first_length", first_length, SHORTEST, 1)
     check_number("pace", pace, 0)
     if largest is not None:
         check_number("largest", largest, 0, low_open=True)
@@ -256,18 +259,22 @@ def longrun_transform(
         scalars = (jnp.zeros([], jnp.int32), agreement, length, ascent, recency)
         return LongrunState(*scalars, *moments)
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del params, extra_args
-        check_type("the state in update(updates, state)", state, LongrunState)
+    @compiled_once
+    def advance(updates, state):
         check_floating(updates)
         check_state(updates, state.v, "v")
         count = optax.safe_increment(state.count)
 
         def share(gradient, *moments):
-            """The direction u, and the new moments."""
+            """The direction u, the gradient that counts, and the new moments."""
             dtype = compute_dtype(gradient)
             g, t = gradient.astype(dtype), count.astype(dtype)
             decays = [jnp.asarray(beta, dtype) for beta in (b1, b1_slow, b2)]
+            seen = g
+            if skip_nonfinite:
+                good = jnp.isfinite(decays[2] * moments[2] + (1 - decays[2]) * g**2)
+                # `products` leaves NaN out; here a 0 keeps derivatives finite.
+                seen, g = jnp.where(good, g, jnp.nan), jnp.where(good, g, 0)
             powers = (g, g, g**2)
             new = [
                 beta * old + (1 - beta) * x
@@ -280,18 +287,16 @@ def longrun_transform(
             weights = scale * _at_age(phi.factor, t)
             u = _factor(weights, g_relative, m_relative, slow_relative) * g_relative
             if skip_nonfinite:
-                good = jnp.isfinite(g) & jnp.isfinite(new[2])
                 u = jnp.where(good, u, 0)
                 pairs = zip(new, moments, strict=True)
                 new = [jnp.where(good, x, old) for x, old in pairs]
-            return u, *new
+            return u, seen, *new
 
         before = (state.m, state.slow, state.v)
-        shares, *moments = map_unzip(share, updates, *before)
+        shares, seen, *moments = map_unzip(share, updates, *before)
 
-        def products(gradient, u, m, v, offset):
+        def products(g, u, m, v, offset):
             """Sums of g̃m, g̃δ, g̃², m², u² and δ²; not finite counts as 0."""
-            g = gradient.astype(u.dtype)
             v_hat = v / (1 - jnp.asarray(b2, u.dtype) ** count.astype(u.dtype))
             g, m = relative_gradients(g, m, v_hat, eps)
             good = jnp.isfinite(g) & jnp.isfinite(m) & jnp.isfinite(u)
@@ -299,7 +304,7 @@ def longrun_transform(
             pairs = ((g, m), (g, d), (g, g), (m, m), (u, u), (d, d))
             return jnp.stack([jnp.sum(x * y, dtype=accurate) for x, y in pairs])
 
-        trees = (updates, shares, state.m, moments[-1], state.offset)
+        trees = (seen, shares, state.m, moments[-1], state.offset)
         leaves = [jax.tree.leaves(tree) for tree in trees]
         accurate = state.length.dtype
         sums = sum(map(products, *leaves), jnp.zeros(6, accurate))
@@ -310,7 +315,7 @@ def longrun_transform(
         rise = gd * _inverse_root(gg * dd)
         ascent, recency = _recency(state, rise, count, averaging_pace)
         r = averaging_power * jnp.exp(recency)
-        number = sum(leaf.size for leaf in leaves[0])
+        number = float(sum(leaf.size for leaf in leaves[0]))
         size = gg * _inverse_root(gg * number)
         if largest is not None:
             size = jnp.minimum(size, largest)
@@ -330,6 +335,11 @@ def longrun_transform(
         updates = jax.tree.map(lambda x, g: x.astype(g.dtype), steps, updates)
         scalars = (count, agreement, length, ascent, recency)
         return updates, LongrunState(*scalars, offset, *moments)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params, extra_args
+        check_type("the state in update(updates, state)", state, LongrunState)
+        return advance(updates, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -174,10 +174,10 @@ def ntm_bfgs_transform(
 
     `|x|` is the root mean square, vectors come into the LSTM divided by it, ratios as
     logarithms, and A, B, C, D are linear in h. M is γ·I at first, with `γ = α/|g_1|`,
-    so that the first step has length α in the root mean square; before the first pair
-    is written it becomes `I·s^T·y / y^T·y`, and again whenever y^T·u is not positive or
-    `|g|` ten times its least since then. Where Δθ does not go down, g^T·Δθ >= 0, it is
-    -γ·g.
+    so that the first step has length α in the root mean square; it becomes `I·s^T·y /
+    y^T·y`, if s^T·y is positive, at the second step, and again whenever y^T·u is not
+    positive or `|g|` ten times its least since then. Where Δθ does not go down, g^T·Δθ
+    >= 0, it is -γ·g.
 
     Departures from the paper, whose heads are free and whose read results reach the
     step through the controller at the following step: heads are also given shares of
@@ -327,7 +327,10 @@ def _vector(tree: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
     """All coordinates in tree order, in the dtype of the arithmetic; the way back."""
     vector, unravel = ravel_pytree(tree)
     dtype = vector.dtype
-    return vector.astype(compute_dtype(vector)), lambda x: unravel(x.astype(dtype))
+    # A copy, for it becomes part of the state, which may be donated, and that of one
+    # array alone would be the caller's own.
+    vector = jnp.array(vector, compute_dtype(vector))
+    return vector, lambda x: unravel(x.astype(dtype))
 
 
 def _size(x: jax.Array) -> jax.Array:

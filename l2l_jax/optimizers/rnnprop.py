@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from l2l_jax.checks import check_number, check_size, check_sizes, check_type
+from l2l_jax.compiler import compiled_once
 from l2l_jax.fused import elu
 from l2l_jax.lstm import (
     Dense,
@@ -226,9 +227,8 @@ def rnnprop_transform(
             lstm=lstm,
         )
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del params, extra_args
-        check_type("the state in update(updates, state)", state, RNNpropState)
+    @compiled_once
+    def advance(updates, state):
         count = optax.safe_increment(state.count)
 
         def scalars(g):
@@ -239,5 +239,10 @@ def rnnprop_transform(
             *(averaged_units, *how),
         )
         return updates, RNNpropState(count, m, v, lstm)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params, extra_args
+        check_type("the state in update(updates, state)", state, RNNpropState)
+        return advance(updates, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -33,8 +33,8 @@ def load_images(
 
     Raises:
       FileNotFoundError: there is no such directory.
-      ValueError: no folder has images, a file cannot be read, or sizes differ; the
-        message names the file.
+      ValueError: no folder has images, a file cannot be read or has more than 8 bits a
+        channel, or sizes differ; the message names the file.
       ImportError: Pillow, of the extra "experiments", is missing.
 
     Example:
@@ -67,9 +67,15 @@ def load_images(
                 continue
             try:
                 with Image.open(path) as file:
-                    image = file.convert(mode)
-            except OSError as error:
+                    image, depth = file.convert(mode), file.mode
+            # Pillow's errors at damaged files are of many types.
+            except Exception as error:
                 raise ValueError(f"{path} is no image, or damaged: {error}") from error
+            if depth[0] in "IF":
+                raise ValueError(
+                    f"{path} must have 8 bits a channel, got Pillow's mode {depth},"
+                    " which would be cut at 255"
+                )
             if size is not None:
                 image = image.resize((size[1], size[0]))
             array = np.asarray(image, np.uint8)

@@ -203,7 +203,7 @@ flags.DEFINE_bool(
 )
 common.define_devices()
 common.define_processes()
-flags.DEFINE_integer("seed", 0, "Of all randomness.")
+flags.DEFINE_integer("seed", 0, "Of all randomness.", lower_bound=0)
 flags.DEFINE_integer(
     "export_every", 1000, "Iterations between two files of weights.", lower_bound=1
 )

@@ -30,7 +30,8 @@ def check_number(
     if isinstance(value, bool) or not (
         isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
     ):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        hint = "; optax.inject_hyperparams takes schedules" if callable(value) else ""
+        raise TypeError(f"{name} must be a number, got {value!r}{hint}")
     value = float(value)
     inside = (low < value if low_open else low <= value) and (
         value < high if high_open else value <= high
@@ -113,10 +114,13 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def check_floating(tree: Any, subject: str = "learned optimizers take") -> None:
     """Raises TypeError, naming the path, unless all leaves are real floating arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype = jnp.result_type(leaf)
-        if dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+        # A function or a text in the tree has none.
+        is_text = isinstance(leaf, str)
+        found = None if is_text or callable(leaf) else jnp.result_type(leaf)
+        if str(found) not in ("float16", "bfloat16", "float32", "float64"):
             raise TypeError(
                 f"{subject} float16, bfloat16, float32 or float64 leaves; leaf"
-                f" {jax.tree_util.keystr(path) or '(the whole tree)'} is {dtype}"
+                f" {jax.tree_util.keystr(path) or '(the whole tree)'} is"
+                f" {found or repr(leaf)}"
                 " (split others off before differentiating, as equinox.partition does)"
             )

@@ -11,6 +11,7 @@ import optax
 
 from l2l_jax.checks import check_size, check_type
 from l2l_jax.meta import Episode, start_episode, unroll
+from l2l_jax.trainer import check_task
 from l2l_jax.trees import over_episodes
 from l2l_jax.types import PyTree, Task
 
@@ -126,7 +127,7 @@ def evaluator(
       An `Evaluator`.
 
     Raises:
-      TypeError: an argument is not of its type.
+      TypeError: an argument is not of its type, or the task does not keep its contract.
       ValueError: an argument is not positive.
 
     Example:
@@ -151,6 +152,7 @@ def evaluator(
             f" `lambda _: tx`, got {type(transform).__name__}"
         )
     check_size("segment_length", segment_length)
+    check_task(task)
 
     functions = task._replace(data=None)
 

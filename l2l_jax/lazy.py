@@ -113,19 +113,24 @@ def lazy_updates(
             # Not "<=", which is false where a loss is no number.
             due |= (count <= SEEN) | ~(fast > slow + math.log1p(-tolerance))
 
-        def ask(operands):
-            updates, _, state = operands
-            new, state = inner.update(updates, state, params, **extra_args)
-            return jax.tree.map(lambda u, g: u.astype(g.dtype), new, updates), state
+        # What is returned has the gradients' dtypes, what is kept the parameters'.
+        def ask(updates, last, inner_state):
+            new, inner_state = inner.update(updates, inner_state, params, **extra_args)
+            return _as(new, updates), _as(new, last), inner_state
 
-        def repeat(operands):
-            _, last, state = operands
-            return last, state
+        def repeat(updates, last, inner_state):
+            return _as(last, updates), last, inner_state
 
-        last = jax.tree.map(lambda u, g: u.astype(g.dtype), state.last, updates)
-        last, inner_state = jax.lax.cond(due, ask, repeat, (updates, last, state.inner))
+        new, last, inner_state = jax.lax.cond(
+            due, ask, repeat, updates, state.last, state.inner
+        )
         age = jnp.where(due, 1, state.age + 1)
         asked = state.asked + due
-        return last, LazyState(age, asked, averages, count, last, inner_state)
+        return new, LazyState(age, asked, averages, count, last, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _as(tree: PyTree, like: PyTree) -> PyTree:
+    """The tree in the dtypes of another."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)

@@ -116,6 +116,8 @@ def test_episodes_are_divided_to_second_order_as_well(x64):
     message = r"number of devices must divide meta_batch=2, got 4: .*coordinatewise"
     with pytest.raises(ValueError, match=message):
         train(TINY, devices=jax.devices()[:4], **options)
+    with pytest.raises(ValueError, match="devices must be different ones"):
+        train(TINY, devices=jax.devices()[:1] * 2, meta_batch=2)
 
 
 def test_particles_are_divided_with_their_episodes(x64):

@@ -15,6 +15,7 @@ def photos(tmp_path):
         (tmp_path / name).mkdir()
         for i, shade in enumerate(shades):
             Image.new("RGB", (4, 3), shade).save(tmp_path / name / f"{i}.PNG")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
     (tmp_path / "a" / "notes.txt").write_text("no image")
     (tmp_path / "readme.md").write_text("no folder")
     return tmp_path

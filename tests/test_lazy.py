@@ -73,6 +73,15 @@ def test_bad_arguments_are_refused_by_name():
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
 
 
+def test_what_is_kept_has_the_dtypes_of_the_parameters_whatever_gradients_have():
+    tx = lazy_updates(optax.sgd(0.1), 2)
+    g, state = jnp.full(2, 1.001), tx.init(jnp.ones(2, jnp.bfloat16))
+    for expected in (-0.1001, jnp.bfloat16(-0.1001)):
+        updates, state = tx.update(g, state)
+        assert (updates.dtype, state.last.dtype) == (jnp.float32, jnp.bfloat16)
+        np.testing.assert_allclose(updates, np.float32(expected), rtol=1e-6)
+
+
 def test_a_state_can_be_donated_from_the_first_step():
     tx = lazy_updates(optax.sgd(0.1), 2)
     update = jax.jit(tx.update, donate_argnums=1)

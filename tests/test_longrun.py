@@ -335,6 +335,17 @@ def test_bad_arguments_are_refused_by_name(options, text):
         longrun_transform(PHI, **options)
 
 
+def test_hyper_parameters_of_a_wider_dtype_leave_the_state_its_own(x64):
+    g = jnp.ones(3, jnp.float32)
+    names = ("step_size", "eps", "averaging", "averaging_pace", "pace", "decay_steps")
+    values = {name: np.float64(0.5) for name in names}
+    tx = longrun_transform(NOMINAL, **values)
+    state = tx.init(g)
+    _, new = tx.update(g, state)
+    for old, found in zip(state, new, strict=True):
+        assert found.dtype == old.dtype
+
+
 def test_other_weights_are_refused():
     with pytest.raises(ValueError, match=r"signals must be one of .* got 5"):
         longrun_init(signals=5)

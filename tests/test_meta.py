@@ -13,6 +13,7 @@ from l2l_jax import (
     Task,
     combine,
     convex_task,
+    evaluator,
     learned_optimizer,
     meta_gradient,
     meta_trainer,
@@ -301,6 +302,8 @@ def test_a_task_that_breaks_its_contract_is_refused(field, value, text):
     task = quadratic_task(3)._replace(**{field: value})
     with pytest.raises(TypeError, match=text):
         meta_trainer(task, OPTIMIZER, optax.sgd(1.0))
+    with pytest.raises(TypeError, match=text):
+        evaluator(task, optax.sgd)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +313,7 @@ def test_a_task_that_breaks_its_contract_is_refused(field, value, text):
         ({"optimizer": optax.adam}, "optimizer must be a LearnedOptimizer.* function"),
         ({"outer": optax.adam}, "outer must be an optax.Grad.* got function"),
         ({"outer": 0.1}, "outer must be .* got float"),
+        ({"devices": 2}, r"devices must be a list such as .* got 2"),
     ],
 )
 def test_arguments_of_other_types_are_refused_by_name(change, text):

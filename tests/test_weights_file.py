@@ -60,6 +60,11 @@ def test_config_and_overrides_reach_the_transformation():
     half = first_update(learned.transform())
     whole = first_update(learned.transform(step_size=0.1))
     np.testing.assert_allclose(2 * half, whole, rtol=1e-6)
+    text = r"a hyper-parameter of rnnprop must be one of .*'step_size'.*, got 'rate'"
+    with pytest.raises(ValueError, match=text):
+        learned.transform(rate=0.1)
+    with pytest.raises(TypeError, match=r"step_size must .*inject_hyperparams takes"):
+        learned.transform(step_size=lambda count: 0.1)
 
 
 def rewrite(path, **changes):

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.checks import check_floating, check_state
+from l2l_jax.checks import check_state
 from l2l_jax.fused import fused_cell
 from l2l_jax.lstm import (
     LSTMState,
@@ -120,10 +120,8 @@ def step_tree(
       The updates, and the new moments and LSTM states.
 
     Raises:
-      TypeError: a gradient is not real floating; the message has its path.
       ValueError: the state was made for other gradients, or by other weights.
     """
-    check_floating(updates)
     if len(lstm) != len(weights.lstm):
         raise ValueError(
             f"the state must have {len(weights.lstm)} LSTM layers, as the weights have,"

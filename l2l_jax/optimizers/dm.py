@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2l_jax.checks import check_choice, check_number, check_sizes, check_type
+from l2l_jax.checks import (
+    check_choice,
+    check_floating,
+    check_number,
+    check_sizes,
+    check_type,
+)
 from l2l_jax.compiler import compiled_once
 from l2l_jax.lstm import (
     Dense,
@@ -209,6 +215,7 @@ def dm_transform(
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
         check_type("the state in update(updates, state)", state, DMState)
+        check_floating(updates)
         return advance(updates, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -137,9 +137,16 @@ class Learned(NamedTuple):
     training: dict[str, Any] = {}  # noqa: RUF012  likewise
 
     def transform(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
-        """The optax transformation, `overrides` replacing entries of `config`."""
+        """The optax transformation, `overrides` replacing entries of `config`.
+
+        Raises:
+          TypeError: a value is of another type than the hyper-parameter takes.
+          ValueError: `kind` or a name is unknown, or a value out of range.
+        """
         check_choice("kind", self.kind, tuple(KINDS))
-        return KINDS[self.kind].transform(self.params, **{**self.config, **overrides})
+        transform = KINDS[self.kind].transform
+        _check_names(f"a hyper-parameter of {self.kind}", transform, overrides)
+        return transform(self.params, **{**self.config, **overrides})
 
 
 def save(path: str | os.PathLike, learned: Learned) -> None:

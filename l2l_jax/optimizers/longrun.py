@@ -203,7 +203,9 @@ def longrun_transform(
     Returns:
       An `optax.GradientTransformationExtraArgs` for any pytree of floating arrays.
       Updates have the gradients' dtypes and are to be ADDED, the sign is in them.
-      `update` needs no `params`. What is not finite counts as 0 in RMS and cosine.
+      `update` needs no `params`. What is not finite counts as 0 in RMS and cosine. Both
+      are over all coordinates under `jax.jit`, wherever they lie; within
+      `jax.shard_map` over those of the device alone, which is another optimizer.
 
     Raises:
       TypeError: `params` is not a `LongrunParams`; at init or update, a leaf is not
@@ -261,7 +263,6 @@ def longrun_transform(
 
     @compiled_once
     def advance(updates, state):
-        check_floating(updates)
         check_state(updates, state.v, "v")
         count = optax.safe_increment(state.count)
 
@@ -333,12 +334,15 @@ def longrun_transform(
 
         steps, offset = map_unzip(step, shares, state.offset)
         updates = jax.tree.map(lambda x, g: x.astype(g.dtype), steps, updates)
-        scalars = (count, agreement, length, ascent, recency)
-        return updates, LongrunState(*scalars, offset, *moments)
+        scalars = (agreement, length, ascent, recency)
+        new = LongrunState(count, *scalars, offset, *moments)
+        # Hyper-parameters may have a wider dtype than the state.
+        return updates, jax.tree.map(lambda x, old: x.astype(old.dtype), new, state)
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
         check_type("the state in update(updates, state)", state, LongrunState)
+        check_floating(updates)
         return advance(updates, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

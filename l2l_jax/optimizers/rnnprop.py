@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2l_jax.checks import check_number, check_size, check_sizes, check_type
+from l2l_jax.checks import (
+    check_floating,
+    check_number,
+    check_size,
+    check_sizes,
+    check_type,
+)
 from l2l_jax.compiler import compiled_once
 from l2l_jax.fused import elu
 from l2l_jax.lstm import (
@@ -243,6 +249,7 @@ def rnnprop_transform(
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
         check_type("the state in update(updates, state)", state, RNNpropState)
+        check_floating(updates)
         return advance(updates, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

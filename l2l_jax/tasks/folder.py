@@ -23,8 +23,10 @@ def load_images(
         directory/cat/1.png, directory/cat/2.png, …, directory/dog/1.png, …
 
     Args:
-      directory: its folders, sorted by name, are the classes 0, 1, 2, …; files in them
-        whose names end as images' do are taken, sorted by name, others left alone.
+      directory: its folders, sorted by name, are the classes 0, 1, 2, …, empty ones
+        too, so that training and test images with the same folders have the same
+        labels; hidden ones are none. Files in them whose names end as images' do are
+        taken, sorted by name, others left alone.
       size: (height, width) to which images are resized; None: they must have one size.
       mode: "RGB" or "L", one channel of grey, to which they are converted.
 
@@ -60,7 +62,12 @@ def load_images(
         raise FileNotFoundError(f"there is no directory {directory}")
     images: list[np.ndarray] = []
     labels: list[int] = []
-    folders = sorted(path for path in directory.iterdir() if path.is_dir())
+    # Hidden ones are no classes: notebooks leave such behind.
+    folders = sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    )
     for label, folder in enumerate(folders):
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() not in SUFFIXES:

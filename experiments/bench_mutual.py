@@ -2,8 +2,8 @@ r"""Who trains an optimizer best: Adam, a learned optimizer, or its equal, in tu
 
     python -m experiments.bench_mutual --outdir=runs/mutual
 
-Five minutes on 2 slow cores with other jobs beside; expect Adam ahead (.5), what ships
-behind it (.9 and 1.3), two fresh ones at .8, and two after Adam to diverge.
+Eight minutes on one core with other jobs beside; expect Adam (.6) and two after Adam
+ahead, what ships behind them (.75, 1) by less than its errors, two fresh ones at .8.
 
 A fresh RNNprop learns on a small task, and the outer optimizer is Adam at the papers'
 rate, Adam, the RNNprop or the Longrun that ships, or another RNNprop that learns

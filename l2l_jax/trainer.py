@@ -134,7 +134,7 @@ def meta_trainer(
     check_task(task)
 
     if devices is not None:
-        _check_devices(devices)
+        check_devices(devices)
     home = devices[0] if devices else None
     devices = list(devices or jax.local_devices()[:1])
     block = block or (1024 if devices[0].platform == "cpu" else sys.maxsize)
@@ -204,6 +204,8 @@ def meta_trainer(
 
     placement: Any = home
     if len(devices) > 1:
+        if len(set(devices)) < len(devices):
+            raise ValueError(f"devices must be different ones, got {devices}")
         # Neighbours, of one host if it has as many, divide the coordinates: they talk
         # at every step, the groups once a segment.
         mesh = jax.sharding.Mesh(
@@ -280,21 +282,14 @@ def _add_good(sums: SegmentMetrics, new: SegmentMetrics) -> SegmentMetrics:
     return kept._replace(skipped=sums.skipped + new.skipped)
 
 
-def _check_devices(devices: Any) -> None:
-    """Raises unless these are different devices.
-
-    Raises:
-      TypeError: it is no sequence of devices.
-      ValueError: one is there twice.
-    """
+def check_devices(devices: Any) -> None:
+    """Raises TypeError unless it is a list of devices."""
     if not isinstance(devices, (list, tuple)) or not all(
         isinstance(device, jax.Device) for device in devices
     ):
         raise TypeError(
             f"devices must be a list such as jax.local_devices()[:2], got {devices!r}"
         )
-    if len(set(devices)) < len(devices):
-        raise ValueError(f"devices must be different ones, got {devices}")
 
 
 def check_task(task: Task) -> None:

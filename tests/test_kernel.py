@@ -226,11 +226,14 @@ def test_not_for_parameters_on_a_cpu():
 def test_chosen_on_one_gpu(monkeypatch):
     """By "auto", large leaves only, and what is compiled for a CPU goes without."""
     phi = random_weights(*NETWORKS[4])
-    tx, fused = (dm_transform(phi, implementation=name) for name in ("auto", "fused"))
+
+    def make(name):
+        # Anew for each program: a second trace would be the first one's.
+        return dm_transform(phi, implementation=name)
 
     def lowered(size, platform):
-        # Not the function itself: a second trace would be the first one's.
-        update = jax.jit(lambda *args: tx.update(*args))
+        tx = make("auto")
+        update = jax.jit(tx.update)
         g = jax.ShapeDtypeStruct((size,), jnp.float32)
         traced = update.trace(g, jax.eval_shape(tx.init, g))
         return traced.lower(lowering_platforms=(platform,)).as_text()
@@ -243,7 +246,9 @@ def test_chosen_on_one_gpu(monkeypatch):
     assert "triton" not in lowered(large, "cpu")
     assert "triton" not in lowered(large - 1, "cuda")
     g = gradients(large)
-    found, expected = (jax.jit(one.update)(g, one.init(g)) for one in (tx, fused))
+    found, expected = (
+        jax.jit(one.update)(g, one.init(g)) for one in map(make, ("auto", "fused"))
+    )
     assert_close(found, expected, 0)
 
 

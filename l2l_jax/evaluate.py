@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from l2l_jax.checks import check_size, check_type
-from l2l_jax.meta import Episode, start_episode, unroll
-from l2l_jax.trainer import check_task
+from l2l_jax.meta import Episode, check_task, start_episode, unroll
 from l2l_jax.trees import over_episodes
 from l2l_jax.types import PyTree, Task
 

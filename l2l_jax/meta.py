@@ -8,13 +8,14 @@ flow, each uses only those above it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from l2l_jax.checks import check_floating
 from l2l_jax.trees import all_finite
 from l2l_jax.types import PyTree, Task
 
@@ -322,3 +323,37 @@ def meta_step(
         good, (phi, outer_state), (state.phi, state.outer_state)
     )
     return MetaState(phi, outer_state, state.step), metrics
+
+
+def check_task(task: Task) -> None:
+    """Refuses a task that does not keep its contract, on shapes alone.
+
+    Raises:
+      TypeError: a field fails, the loss is not a real floating scalar, the parameters
+        are not floating arrays, or minibatches lack the leading axis; the message says
+        which.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    start = jax.ShapeDtypeStruct((), jnp.int32)
+    instance = jax.eval_shape(task.sample, key)
+    params = jax.eval_shape(task.init, key, instance)
+    check_floating(params, "task.init must return")
+    batches = jax.eval_shape(
+        lambda k, d, i, s: task.batches(k, d, i, s, 2), key, task.data, instance, start
+    )
+    for leaf in jax.tree.leaves(batches):
+        if leaf.shape[:1] != (2,):
+            raise TypeError(
+                "task.batches must return arrays whose leading axis is length: with"
+                f" length=2 it returned shape {leaf.shape}"
+            )
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches
+    )
+    loss: Any = jax.eval_shape(task.loss, params, task.data, instance, batch)
+    shape, dtype = getattr(loss, "shape", None), getattr(loss, "dtype", None)
+    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            "task.loss must return a real floating scalar, got"
+            f" {dtype} of shape {shape}"
+        )

@@ -13,9 +13,15 @@ import optax
 
 from l2l_jax import processes
 from l2l_jax.blockwise import AXIS, my_part, on_vector
-from l2l_jax.checks import check_floating, check_size, check_type
+from l2l_jax.checks import check_size, check_type
 from l2l_jax.estimators import bptt
-from l2l_jax.meta import MetaState, SegmentMetrics, meta_step, segment_weights
+from l2l_jax.meta import (
+    MetaState,
+    SegmentMetrics,
+    check_task,
+    meta_step,
+    segment_weights,
+)
 from l2l_jax.trees import over_episodes
 from l2l_jax.types import Estimator, LearnedOptimizer, PyTree, Task
 
@@ -134,7 +140,7 @@ def meta_trainer(
     check_task(task)
 
     if devices is not None:
-        check_devices(devices)
+        _check_devices(devices)
     home = devices[0] if devices else None
     devices = list(devices or jax.local_devices()[:1])
     block = block or (1024 if devices[0].platform == "cpu" else sys.maxsize)
@@ -282,45 +288,11 @@ def _add_good(sums: SegmentMetrics, new: SegmentMetrics) -> SegmentMetrics:
     return kept._replace(skipped=sums.skipped + new.skipped)
 
 
-def check_devices(devices: Any) -> None:
+def _check_devices(devices: Any) -> None:
     """Raises TypeError unless it is a list of devices."""
     if not isinstance(devices, (list, tuple)) or not all(
         isinstance(device, jax.Device) for device in devices
     ):
         raise TypeError(
             f"devices must be a list such as jax.local_devices()[:2], got {devices!r}"
-        )
-
-
-def check_task(task: Task) -> None:
-    """Refuses a task that does not keep its contract, on shapes alone.
-
-    Raises:
-      TypeError: a field fails, the loss is not a real floating scalar, the parameters
-        are not floating arrays, or minibatches lack the leading axis; the message says
-        which.
-    """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    start = jax.ShapeDtypeStruct((), jnp.int32)
-    instance = jax.eval_shape(task.sample, key)
-    params = jax.eval_shape(task.init, key, instance)
-    check_floating(params, "task.init must return")
-    batches = jax.eval_shape(
-        lambda k, d, i, s: task.batches(k, d, i, s, 2), key, task.data, instance, start
-    )
-    for leaf in jax.tree.leaves(batches):
-        if leaf.shape[:1] != (2,):
-            raise TypeError(
-                "task.batches must return arrays whose leading axis is length: with"
-                f" length=2 it returned shape {leaf.shape}"
-            )
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches
-    )
-    loss: Any = jax.eval_shape(task.loss, params, task.data, instance, batch)
-    shape, dtype = getattr(loss, "shape", None), getattr(loss, "dtype", None)
-    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            "task.loss must return a real floating scalar, got"
-            f" {dtype} of shape {shape}"
         )

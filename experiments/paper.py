@@ -31,23 +31,21 @@ _CONTROLS = {
             f"{run}/weights/{1000 * thousands:08}.npz",
         )
         for name, text, run in (
-            ("rnnprop", "with both tricks", "rnnprop_mnist"),
+            ("rnnprop_seed2", "meta-seed 2", "rnnprop_seed2_mnist"),
+            ("rnnprop", "meta-seed 0", "rnnprop_mnist"),
             ("noconvex", "without the convex part", "rnnprop_noconvex_mnist"),
         )
         for thousands in (5, 10, 15)
     },
+    "rnnprop_seed1_5k": (
+        "RNNprop, meta-seed 1, 5,000 iterations",
+        "rnnprop_seed1_mnist/weights/00005000.npz",
+    ),
     "norandomscaling": (
         "RNNprop without Random Scaling",
         "rnnprop_norandomscaling_mnist",
     ),
     "dm_tricks": ("DMoptimizer with both tricks", "dm_tricks_mnist"),
-    **{
-        f"rnnprop_seed{n}_5k": (
-            f"RNNprop, meta-seed {n}, 5,000 iterations",
-            f"rnnprop_seed{n}_mnist/weights/00005000.npz",
-        )
-        for n in (1, 2)
-    },
 }
 # Names of learned optimizers, and what they are.
 WEIGHTS = {
@@ -119,6 +117,12 @@ PUBLISHED = {
     }.items()
     for optimizer, loss in losses.items()
 }
+# It prints one training; of ours that ships, and of the one that controls go with.
+PUBLISHED |= {
+    cell._replace(optimizer=cell.optimizer.replace("rnnprop_", "rnnprop_seed2_")): loss
+    for cell, loss in PUBLISHED.items()
+    if cell.optimizer.startswith("rnnprop_")
+}
 
 # The best traditional optimizer of each test of the authors' program, as they found it,
 # and its rate; on their grid 2^(-k/2), neighbours are a factor 1.41 apart.
@@ -181,8 +185,9 @@ def _table_4() -> tuple[Entry, ...]:
         for k in ("5k", "10k", "15k")
         for column, optimizer in (
             ("Adam", "adam"),
-            ("RNNprop", f"rnnprop_{k}"),
-            ("No CC", f"noconvex_{k}"),
+            ("RNNprop", f"rnnprop_seed2_{k}"),
+            ("RNNprop, meta-seed 0", f"rnnprop_{k}"),
+            ("No CC, meta-seed 0", f"noconvex_{k}"),
         )
         for cell in [Cell(task, 100, optimizer)]
     )

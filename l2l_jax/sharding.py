@@ -19,7 +19,6 @@ from jax.experimental.custom_partitioning import (
     SdyShardingRule,
     custom_partitioning,
 )
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from l2l_jax.types import PyTree
@@ -116,9 +115,14 @@ def zeros_beside(param: Any, leading: tuple[int, ...], dtype: Any) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _zeros_beside(param, leading, dtype):
+    # Nothing depends on its values, and `partitioned` has no derivative.
+    param = jax.lax.stop_gradient(param)
     like = jax.lax.broadcast(param, leading)
-    zeros = jnp.zeros_like(like, dtype)
-    return zeros if is_one_part() else shard_alike(like, zeros)[1]
+
+    def step(_, param, like):
+        return param, jnp.zeros_like(like, dtype)
+
+    return auto_within(partitioned(step))((), param, like)[1]
 
 
 def _in_front(sharding: Any, leading: int) -> Any:

@@ -118,6 +118,9 @@ def _zeros_beside(param, leading, dtype):
     # Nothing depends on its values, and `partitioned` has no derivative.
     param = jax.lax.stop_gradient(param)
     like = jax.lax.broadcast(param, leading)
+    mesh = jax.typeof(param).sharding.mesh
+    if _axes(mesh, AxisType.Explicit) and not _axes(mesh, AxisType.Auto):
+        return jnp.zeros_like(like, dtype)  # sharded by their type
 
     def step(_, param, like):
         return param, jnp.zeros_like(like, dtype)

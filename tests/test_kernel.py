@@ -1,6 +1,7 @@
 """The GPU kernel, interpreted, is the plain optimizer, and Triton takes it."""
 
 import functools
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -269,13 +270,28 @@ def test_gpus_that_do(monkeypatch, devices, expected):
     assert coordinatewise.on_one_gpu() is expected
 
 
-def test_not_with_a_jax_that_is_too_old(monkeypatch):
-    monkeypatch.setattr(coordinatewise, "KERNEL_SINCE", (99, 0, 0))
+def too_old(patch):
+    patch.setattr(coordinatewise, "KERNEL_SINCE", (99, 0, 0))
+
+
+def without_triton(patch):
+    patch.setitem(sys.modules, coordinatewise.TRITON, None)  # as if not installed
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (too_old, r"needs jax 99\.0\.0 or newer, .*, got 0"),
+        (without_triton, r"as long as it has jax\.experimental\.pallas\.triton, got 0"),
+    ],
+)
+def test_not_with_every_jax(monkeypatch, change, expected):
+    change(monkeypatch)
     gpu = SimpleNamespace(platform="gpu", compute_capability="9.0")
     monkeypatch.setattr(jax, "devices", lambda: [gpu])
     assert not coordinatewise.on_one_gpu()
     phi = random_weights(*NETWORKS[4])
-    with pytest.raises(ValueError, match=r"needs jax 99\.0\.0 or newer, got 0"):
+    with pytest.raises(ValueError, match=expected):
         dm_transform(phi, implementation="kernel")
 
 

@@ -4,6 +4,7 @@ State of a parameter of shape S and hidden size H has shape (H, *S), a leaf a pa
 """
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ IMPLEMENTATIONS = ("auto", "fused", "kernel", "plain")
 KERNEL_FROM = 2**16
 # The JAX from which on Triton's products may have sides below 16, as its tiles have.
 KERNEL_SINCE = (0, 9, 2)
+# In jax 0.11 it is announced that this will go; "auto" then goes without the kernel.
+TRITON = "jax.experimental.pallas.triton"
 # Where it is but interpreted.
 KERNEL_NOT_ON = ("cpu", "tpu")
 
@@ -59,10 +62,11 @@ def check_network(
     check_choice("precision", precision, PRECISIONS)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     check_choice("skip_nonfinite", skip_nonfinite, (False, True))
-    if implementation == "kernel" and jax.__version_info__ < KERNEL_SINCE:
+    if implementation == "kernel" and not has_triton():
         since = ".".join(map(str, KERNEL_SINCE))
         raise ValueError(
-            f"implementation 'kernel' needs jax {since} or newer, got {jax.__version__}"
+            f"implementation 'kernel' needs jax {since} or newer, as long as it has"
+            f" {TRITON}, got {jax.__version__}"
         )
     inputs, expected = 2, []
     for name, layer in _layers(params):
@@ -295,7 +299,14 @@ def on_one_gpu() -> bool:
     # "9.0" of CUDA, "gfx90a" of ROCm, nothing of a CPU.
     capability = str(getattr(devices[0], "compute_capability", ""))
     new = capability[:1].isdigit() and float(capability) >= 8
-    return len(devices) == 1 and new and jax.__version_info__ >= KERNEL_SINCE
+    return len(devices) == 1 and new and has_triton()
+
+
+def has_triton() -> bool:
+    """Whether this JAX compiles the kernel."""
+    if jax.__version_info__ < KERNEL_SINCE:
+        return False
+    return importlib.util.find_spec(TRITON) is not None
 
 
 def _step_cells(rule, weights, inputs, cells, plain):

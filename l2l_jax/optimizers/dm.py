@@ -152,10 +152,11 @@ def dm_transform(
       implementation: "plain", the LSTM as the papers have it, mapped over coordinates;
         "fused", the same numbers but for rounding, in less time and, of leaves of many
         parameters, in a bounded work space, reverse-mode derivatives only; "kernel", on
-        GPUs and from jax 0.9.2 on, the same as one kernel for leaves up to float32 and
-        layers of up to 32 units, "fused" for others; "auto", "kernel" for leaves of at
-        least 65,536 coordinates where JAX's one device is an NVIDIA GPU of compute
-        capability 8 or more, else "fused".
+        GPUs, from jax 0.9.2 on and as long as it has Pallas's Triton backend, the same
+        as one kernel for leaves up to float32 and layers of up to 32 units, "fused" for
+        others; "auto", "kernel" for leaves of at least 65,536 coordinates where it can
+        be had and JAX's one device is an NVIDIA GPU of compute capability 8 or more,
+        else "fused".
       skip_nonfinite: whether a coordinate is left alone where its gradient is NaN or
         infinite: the update is 0 and the LSTM's state stays as it is. False is the
         paper's rule, in which a NaN makes the state NaN from then on.

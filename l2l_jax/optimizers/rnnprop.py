@@ -172,10 +172,11 @@ def rnnprop_transform(
       implementation: "plain", the LSTM as the papers have it, mapped over coordinates;
         "fused", the same numbers but for rounding, in less time and, of leaves of many
         parameters, in a bounded work space, reverse-mode derivatives only; "kernel", on
-        GPUs and from jax 0.9.2 on, the same as one kernel for leaves up to float32 and
-        layers of up to 32 units, "fused" for others; "auto", "kernel" for leaves of at
-        least 65,536 coordinates where JAX's one device is an NVIDIA GPU of compute
-        capability 8 or more, else "fused".
+        GPUs, from jax 0.9.2 on and as long as it has Pallas's Triton backend, the same
+        as one kernel for leaves up to float32 and layers of up to 32 units, "fused" for
+        others; "auto", "kernel" for leaves of at least 65,536 coordinates where it can
+        be had and JAX's one device is an NVIDIA GPU of compute capability 8 or more,
+        else "fused".
       skip_nonfinite: whether a coordinate is left alone where its gradient is NaN or
         infinite, or so large that m or v would be: the update is 0 and m, v and the
         LSTM's state stay as they are. False is the paper's rule, in which they are NaN

@@ -3,7 +3,8 @@
 The floor of a step is the bare matrix products of the LSTM layers and one evaluation of
 the gates' functions, in pieces of at most 16,384 coordinates (a million on GPUs). The
 time to read and write the state once stands beside it; the largest of the three is the
-roofline, what a single kernel can come near to. On GPUs the kernel is timed as well.
+roofline, what a single kernel can come near to. On GPUs the kernel is timed beside the
+fused path, both with products in float32 and in TF32.
 
     python -m experiments.bench_step --sizes=15910,1000000,10000000 --outdir=runs/step
 
@@ -52,13 +53,14 @@ LEARNED = {
     "dm 2x20": (dm_transform, dm_init, FULL, {}),
     "longrun": (longrun_transform, longrun_init, {}, {}),
 }
-KERNELS = {
-    f"rnnprop 2x20 kernel, {precision}": (
+ON_GPUS = {
+    f"rnnprop 2x20 {implementation}, {precision}": (
         rnnprop_transform,
         rnnprop_init,
         FULL,
-        {"implementation": "kernel", "precision": precision},
+        {"implementation": implementation, "precision": precision},
     )
+    for implementation in ("kernel", "fused")
     for precision in ("highest", "default")
 }
 
@@ -67,7 +69,7 @@ def optimizers() -> dict[str, tuple[optax.GradientTransformation, tuple, int]]:
     """Name -> transformation, hidden sizes, inputs of the lowest layer."""
     on_gpu = jax.default_backend() == "gpu"
     found = {"adam": (optax.adam(1e-3), (), 0)}
-    for name, row in {**LEARNED, **(KERNELS if on_gpu else {})}.items():
+    for name, row in {**LEARNED, **(ON_GPUS if on_gpu else {})}.items():
         transform, init, sizes, options = row
         phi = init(jax.random.key(0), **sizes)
         hidden = sizes.get("hidden_sizes", ())

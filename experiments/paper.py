@@ -331,7 +331,7 @@ EVIDENCE = {
         "Random Scaling is the most effective trick.",
         {
             "rnnprop": "RNNprop",
-            "rnnprop_5k": "RNNprop, 5,000 iterations",
+            "rnnprop_5k": "RNNprop, meta-seed 0, 5,000 iterations",
             "norandomscaling": "the same without Random Scaling",
             "dm": "DMoptimizer",
             "dm_tricks": "DMoptimizer with both tricks",

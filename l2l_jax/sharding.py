@@ -118,9 +118,6 @@ def _zeros_beside(param, leading, dtype):
     # Nothing depends on its values, and `partitioned` has no derivative.
     param = jax.lax.stop_gradient(param)
     like = jax.lax.broadcast(param, leading)
-    mesh = jax.typeof(param).sharding.mesh
-    if _axes(mesh, AxisType.Explicit) and not _axes(mesh, AxisType.Auto):
-        return jnp.zeros_like(like, dtype)  # sharded by their type
 
     def step(_, param, like):
         return param, jnp.zeros_like(like, dtype)
@@ -247,9 +244,14 @@ def _by_parts(
             for names in arrays
         )
 
+    def own_part(*leaves):
+        # What a device does to its part knows nothing of the mesh around.
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            return f(*leaves)
+
     def partition(mesh, _, found):
         last = found[-1].sharding
-        return mesh, f, place(mesh, last, results), place(mesh, last, operands)
+        return mesh, own_part, place(mesh, last, results), place(mesh, last, operands)
 
     @jax.custom_batching.custom_vmap
     def run(*args):

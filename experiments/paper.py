@@ -24,6 +24,8 @@ LEARNED = {"rnnprop": "RNNprop", "dm": "DMoptimizer"}
 # Of the three trainings of RNNprop two have the paper's length; the one with the lower
 # training loss ships, this is the other.
 OTHER_SEED = {"rnnprop_seed0": "RNNprop, meta-seed 0"}
+# As columns of tables 2 and 3, in the paper's order.
+_IN_TABLES = dict(reversed(LEARNED.items())) | OTHER_SEED
 
 # Of learned optimizers that do not ship: what they are, and where they lie below
 # `experiments/results`, a file or a run whose selected weights are meant.
@@ -125,13 +127,13 @@ PUBLISHED = {
     for optimizer, loss in losses.items()
 }
 # It prints one training; of ours there are two.
-_SAME = {"rnnprop": "rnnprop_seed0"} | {
+_PUBLISHED_ALSO_FOR = {"rnnprop": "rnnprop_seed0"} | {
     f"rnnprop_{k}": f"rnnprop_seed2_{k}" for k in ("5k", "10k", "15k")
 }
 PUBLISHED |= {
-    cell._replace(optimizer=_SAME[cell.optimizer]): loss
+    cell._replace(optimizer=_PUBLISHED_ALSO_FOR[cell.optimizer]): loss
     for cell, loss in PUBLISHED.items()
-    if cell.optimizer in _SAME
+    if cell.optimizer in _PUBLISHED_ALSO_FOR
 }
 
 # The best traditional optimizer of each test of the authors' program, as they found it,
@@ -222,18 +224,11 @@ SINE = (
 EVIDENCE = {
     "table 2": Evidence(
         "Base MLP with other activations, 100 steps",
-        _entries(
-            ACTIVATIONS, {"adam": "Adam"} | dict(reversed(LEARNED.items())) | OTHER_SEED
-        ),
+        _entries(ACTIVATIONS, {"adam": "Adam"} | _IN_TABLES),
     ),
     "table 3": Evidence(
         "LSTM on sine waves, 100 steps",
-        _entries(
-            SINE,
-            {"adam": "Adam", "adagrad": "Adagrad"}
-            | dict(reversed(LEARNED.items()))
-            | OTHER_SEED,
-        ),
+        _entries(SINE, {"adam": "Adam", "adagrad": "Adagrad"} | _IN_TABLES),
     ),
     "table 4": Evidence(
         "RNNprop with and without convex functions (CC), by meta-training's iterations",

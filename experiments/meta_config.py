@@ -204,6 +204,13 @@ flags.DEFINE_bool(
 common.define_devices()
 common.define_processes()
 flags.DEFINE_integer("seed", 0, "Of all randomness.", lower_bound=0)
+options.define_numbers(
+    "meta_seeds",
+    None,
+    "Instead of --seed, several of them, trained at once in one vmapped program, each"
+    " in its own directory, WORKDIR/seed0 and so on: for a GPU, which one leaves idle.",
+    least=0,
+)
 flags.DEFINE_integer(
     "export_every", 1000, "Iterations between two files of weights.", lower_bound=1
 )
@@ -267,6 +274,16 @@ def configuration(num_devices: int) -> dict:
         "select": given("select"),
     }
     return {name: value for name, value in config.items() if value is not None}
+
+
+def meta_seeds() -> list[int]:
+    """Those to be trained at once; none if there is one training."""
+    seeds = FLAGS.meta_seeds or []
+    if seeds and FLAGS["seed"].present:
+        raise ValueError("--seed and --meta_seeds exclude each other")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--meta_seeds must differ, got {options.spelt(seeds)}")
+    return seeds
 
 
 def _lengths(given: dict, fewest: int | None, tasks: int) -> dict:

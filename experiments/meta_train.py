@@ -7,7 +7,9 @@ final loss of the base MLP after 100 steps then .37):
         --workdir=runs/rnnprop --num_iterations=1000 --num_devices=2
 
 DMoptimizer: the same with --optimizer=dm. Longrun: with --optimizer=longrun and without
---task, as it has several. A run that was killed goes on with --resume.
+--task, as it has several. A run that was killed goes on with --resume. On a GPU, which
+one leaves idle, --meta_seeds=0,1,2,3 trains so many at once, each in a directory of its
+own that can be resumed by itself.
 
 On several hosts the same command is started on each, with --distributed where JAX finds
 the others (TPU pods, SLURM), else with --coordinator_address, --num_processes and
@@ -18,9 +20,11 @@ import functools
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
@@ -29,6 +33,8 @@ from experiments import common, meta_config, task_table, weights
 from l2l_jax import (
     Evaluation,
     Learned,
+    LearnedOptimizer,
+    MetaTrainer,
     Task,
     combine,
     convex_task,
@@ -40,6 +46,7 @@ from l2l_jax import (
     runs,
     save,
 )
+from l2l_jax.types import PyTree
 
 FLAGS = flags.FLAGS  # those of `meta_config`
 
@@ -105,8 +112,8 @@ def validation_tasks(names: Iterable[str]) -> list[Task]:
     ]
 
 
-def show(results: Mapping[str, Evaluation], iteration: int) -> None:
-    """The curves of validation runs, as an image for TensorBoard."""
+def show(results: Mapping[str, Evaluation], iteration: int, directory: str) -> None:
+    """The curves of validation runs, as an image for the run's TensorBoard."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from tensorboardX import SummaryWriter
 
@@ -117,21 +124,14 @@ def show(results: Mapping[str, Evaluation], iteration: int) -> None:
     canvas = FigureCanvasAgg(plotting.draw(panels))
     canvas.draw()
     image = np.asarray(canvas.buffer_rgba())[..., :3]
-    folder = pathlib.Path(FLAGS.workdir) / "tensorboard" / "validation"
+    folder = pathlib.Path(directory) / "tensorboard" / "validation"
     # Two within a second would have one name.
     with SummaryWriter(str(folder), filename_suffix=f".{iteration:08}") as writer:
         writer.add_image("curves", image, iteration, dataformats="HWC")
 
 
-def main(argv: list[str]) -> None:
-    """Runs or resumes the training that the flags describe."""
-    del argv
-    common.join_processes()
-    devices = common.devices()
-    config = meta_config.configuration(len(devices))
-    first = jax.process_index() == 0
-    own = config.get("hyper_parameters", {})
-    optimizer = weights.optimizer(config["optimizer"], config["sizes"], own)
+def make_outer(config: dict) -> optax.GradientTransformation:
+    """The outer optimizer that the configuration describes."""
     rate = config["meta_learning_rate"]
     if "meta_decay" in config:
         rate = functools.partial(_decayed, rate, config["meta_decay"])
@@ -142,73 +142,181 @@ def main(argv: list[str]) -> None:
         outer = optax.MultiSteps(
             outer, config["meta_accumulate"]
         ).gradient_transformation()
+    return outer
+
+
+class Keys(NamedTuple):
+    """All the randomness of a run."""
+
+    init: jax.Array
+    episodes: jax.Array
+    validation: jax.Array
+
+    def episode(self, iteration: int) -> jax.Array:
+        """Of one iteration."""
+        return jax.random.fold_in(self.episodes, iteration)
+
+
+def keys_of(config: dict) -> Keys:
+    """Those of the run's seed."""
+    return Keys(*jax.random.split(jax.random.key(config["seed"]), 3))
+
+
+def exporters(
+    directory: str, config: dict, optimizer: LearnedOptimizer, evaluators: list
+) -> dict[str, Callable[..., None]]:
+    """How a run saves weights, and scores them if it selects by validation."""
+    own = config.get("hyper_parameters", {})
+
+    def export(state, path, iteration):
+        training = {**config, "iterations": iteration}
+        save(path, Learned(config["optimizer"], state.phi, own, training))
+
+    if config["select"] != "validation":
+        return {"export": export}
+
+    def on_export(state, path, iteration):
+        del path
+        results = {
+            name: one.evaluate(state.phi, keys_of(config).validation, steps, 10)
+            for (name, steps, _), one in zip(
+                meta_config.by_task(config), evaluators, strict=True
+            )
+        }
+        show(results, iteration, directory)
+        score = runs.validation_score(list(results.values()))
+        runs.record_validation(directory, iteration, score)
+
+    return {"export": export, "on_export": on_export}
+
+
+@jax.jit
+def stacked(trees: list) -> PyTree:
+    """One tree with a leading axis of many."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def parted(tree: PyTree, number: int) -> list:
+    """The trees that `stacked` made one of."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(number)]
+
+
+def main(argv: list[str]) -> None:
+    """Runs or resumes the training that the flags describe."""
+    del argv
+    common.join_processes()
+    devices = common.devices()
+    config = meta_config.configuration(len(devices))
+    seeds = meta_config.meta_seeds()
+    first = jax.process_index() == 0
+    optimizer = weights.optimizer(
+        config["optimizer"], config["sizes"], config.get("hyper_parameters", {})
+    )
     trainers = [
         meta_trainer(
             training_task(
                 task_table.make_task(name, FLAGS.data_dir, FLAGS.data_source), config
             ),
             optimizer,
-            outer,
+            make_outer(config),
             segment_length=length,
             weights=config["loss_weights"],
             log_loss=config.get("log_loss", False),
             estimator=make_estimator(config),
             meta_batch=config["meta_batch"],
+            meta_seeds=len(seeds) or None,
             devices=devices,
         )
         for name, _, length in meta_config.by_task(config)
     ]
-    init_key, episode_key, validation_key = jax.random.split(
-        jax.random.key(config["seed"]), 3
-    )
-
-    def step(state, iteration):
-        key = jax.random.fold_in(episode_key, iteration)
-        trainer = trainers[iteration % len(trainers)]
-        return trainer.iterate(state, key, number_of_segments(config, iteration))
-
-    def export(state, path, iteration):
-        training = {**config, "iterations": iteration}
-        save(path, Learned(config["optimizer"], state.phi, own, training))
-
-    on_export = None
+    evaluators = []
     if config["select"] == "validation":
-        names, steps, _ = zip(*meta_config.by_task(config), strict=True)
+        names = [name for name, _, _ in meta_config.by_task(config)]
         evaluators = [
             evaluator(task, optimizer.transform) for task in validation_tasks(names)
         ]
 
-        def on_export(state, path, iteration):
-            del path
-            results = {
-                name: one.evaluate(state.phi, validation_key, number, 10)
-                for name, one, number in zip(names, evaluators, steps, strict=True)
-            }
-            show(results, iteration)
-            score = runs.validation_score(list(results.values()))
-            runs.record_validation(FLAGS.workdir, iteration, score)
-
     again = [a for a in sys.argv[1:] if a not in ("--resume", "--resume=true")]
     command = shlex.join(["python", "-m", "experiments.meta_train", *again, "--resume"])
-    with runs.progress_bar() as progress:
-        if first:
-            print(f"writing to {FLAGS.workdir}", flush=True)
-        runs.run(
-            FLAGS.workdir,
-            config,
-            step,
-            trainers[0].init(init_key),
-            FLAGS.num_iterations,
-            resume=FLAGS.resume,
-            how_to_resume=command,
-            export=export,
-            on_export=on_export,
-            export_every=config["export_every"],
-            checkpoint_seconds=60 * FLAGS.checkpoint_minutes,
-            progress=progress,
-        )
+    options: dict[str, Any] = {
+        "resume": FLAGS.resume,
+        "how_to_resume": command,
+        "export_every": config["export_every"],
+        "checkpoint_seconds": 60 * FLAGS.checkpoint_minutes,
+    }
     if first:
-        print(f"selected: {runs.select(FLAGS.workdir, by=config['select'])}")
+        print(f"writing to {FLAGS.workdir}", flush=True)
+    with runs.progress_bar() as progress:
+        if seeds:
+            configs = [{**config, "seed": seed} for seed in seeds]
+            folders = [str(pathlib.Path(FLAGS.workdir) / f"seed{x}") for x in seeds]
+            train_together(
+                configs,
+                folders,
+                trainers,
+                [
+                    exporters(folder, own, optimizer, evaluators)
+                    for folder, own in zip(folders, configs, strict=True)
+                ],
+                **options,
+                progress=progress,
+            )
+        else:
+            folders, keys = [FLAGS.workdir], keys_of(config)
+
+            def step(state, iteration):
+                trainer = trainers[iteration % len(trainers)]
+                number = number_of_segments(config, iteration)
+                return trainer.iterate(state, keys.episode(iteration), number)
+
+            runs.run(
+                FLAGS.workdir,
+                config,
+                step,
+                trainers[0].init(keys.init),
+                FLAGS.num_iterations,
+                **options,
+                **exporters(FLAGS.workdir, config, optimizer, evaluators),
+                progress=progress,
+            )
+    for folder in folders if first else ():
+        print(f"selected: {runs.select(folder, by=config['select'])}")
+
+
+def train_together(
+    configs: list[dict],
+    folders: list[str],
+    trainers: list[MetaTrainer],
+    exports: list[dict],
+    progress: Callable[..., None],
+    **options: Any,
+) -> None:
+    """Trains one configuration's meta-seeds at once, each a run by itself."""
+    number, keys = len(configs), [keys_of(config) for config in configs]
+    states = parted(trainers[0].init(stacked([own.init for own in keys])), number)
+
+    def step(states, iteration):
+        segments = [number_of_segments(config, iteration) for config in configs]
+        after, metrics = trainers[iteration % len(trainers)].iterate(
+            stacked(states),
+            stacked([own.episode(iteration) for own in keys]),
+            np.array(segments),
+        )
+        return parted(after, number), parted(metrics, number)
+
+    begun = [(pathlib.Path(folder) / "config.json").exists() for folder in folders]
+    of_each = [
+        {"directory": folder, "config": config, "state": state, **export}
+        for folder, config, state, export in zip(
+            folders, configs, states, exports, strict=True
+        )
+    ]
+    if options["resume"] and any(begun):  # a seed that is new, or was killed at once
+        for one, there in zip(of_each, begun, strict=True):
+            one["resume"] = there
+    of_each[0]["progress"] = progress
+    runs.run_together(of_each, step, FLAGS.num_iterations, **options)
 
 
 if __name__ == "__main__":

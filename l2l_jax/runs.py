@@ -26,7 +26,14 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +74,14 @@ __all__ = [
     "read_validation",
     "record_validation",
     "run",
+    "run_together",
     "select",
     "validation_score",
 ]
 
 State = Any
 Metrics = Mapping[str, Any]
+_Turns = Generator[tuple[State, int], tuple[State, Metrics], State]
 
 
 class Interrupted(SystemExit):
@@ -183,6 +192,139 @@ def run(
       >>> float(w), log["iteration"].tolist(), log["loss"].tolist()
       (0.125, [0, 1, 2], [1.0, 0.25, 0.0625])
     """
+    options: dict[str, Any] = {
+        "resume": resume,
+        "may_change": may_change,
+        "how_to_resume": how_to_resume,
+        "export": export,
+        "on_export": on_export,
+        "export_every": export_every,
+        "checkpoint_every": checkpoint_every,
+        "checkpoint_seconds": checkpoint_seconds,
+        "skipped": skipped,
+        "max_bad": max_bad,
+        "progress": progress,
+    }
+    turns = _turns(directory, config, state, num_iterations, _signals(), **options)
+    with contextlib.closing(turns):
+        turn, result = _send(turns, None)
+        while turn is not None:
+            turn, result = _send(turns, step(*turn))
+    return result
+
+
+def run_together(
+    of_each: Sequence[Mapping[str, Any]],
+    step: Callable[[list[State], int], tuple[Sequence[State], Sequence[Metrics]]],
+    num_iterations: int,
+    **options: Any,
+) -> list[State]:
+    """Several runs whose iterations are one call: meta-seeds in one vmapped program.
+
+    Each has its own directory, and keeps it as `run` would; each can be resumed by
+    itself. Runs that are behind, as after a kill, catch up first. A signal stops all,
+    each saved; an error in one ends all, and each goes on from its newest checkpoint.
+
+    Args:
+      of_each: what of the arguments of `run` is a run's own, by name: "directory",
+        "config", "state", and any of the options.
+      step: maps the states of all runs, in that order, and the number of the iteration
+        to all next states and all metrics. Of runs that are not at that iteration the
+        results are not used. It must not donate the states.
+      num_iterations: as of `run`, the same for all.
+      **options: other options of `run`, for all alike.
+
+    Returns:
+      The final states.
+
+    Raises:
+      ValueError: there is more than one process, or as `run`.
+      FileExistsError, FileNotFoundError, TypeError, RuntimeError, Interrupted, OSError:
+        as `run`.
+
+    Example:
+      >>> import tempfile
+      >>> def step(states, iteration):
+      ...     return [0.5 * w for w in states], [{"loss": w**2} for w in states]
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     of_each = [
+      ...         {"directory": f"{folder}/{i}", "config": {}, "state": jnp.float32(i)}
+      ...         for i in (1, 2)
+      ...     ]
+      ...     states = run_together(of_each, step, 3, skipped=None)
+      ...     log = read_log(f"{folder}/2")
+      >>> [float(w) for w in states], log["loss"].tolist()
+      ([0.125, 0.25], [4.0, 1.0, 0.25])
+    """
+    if jax.process_count() > 1:
+        raise ValueError("runs together are of one process, each run may be of several")
+    defaults = {**(run.__kwdefaults__ or {}), **options}
+    with contextlib.ExitStack() as stack:
+        caught = contextlib.nullcontext(stack.enter_context(_signals()))
+        all_turns: list[_Turns] = []
+        states: list[State] = []
+        at: dict[int, int] = {}  # iterations of those that go on
+        interrupted = None
+        for one in of_each:
+            arguments: dict[str, Any] = {
+                **defaults,
+                **one,
+                "num_iterations": num_iterations,
+            }
+            turns = _turns(**arguments, signals=caught)
+            stack.enter_context(contextlib.closing(turns))
+            turn, state = _send(turns, None)
+            if turn is not None:
+                state, at[len(states)] = turn
+            all_turns.append(turns)
+            states.append(state)
+        while at:
+            iteration = min(at.values())
+            after, metrics = step(states, iteration)
+            for k in [k for k in at if at[k] == iteration]:
+                try:
+                    turn, states[k] = _send(all_turns[k], (after[k], metrics[k]))
+                except Interrupted as error:  # raised when the others are saved, too
+                    interrupted, turn = error, None
+                del at[k]
+                if turn is not None:
+                    states[k], at[k] = turn
+        if interrupted is not None:
+            raise interrupted
+    return states
+
+
+def _send(turns: _Turns, results: Any) -> tuple[Any, State | None]:
+    """The next turn of `_turns` and None; or None and the final state."""
+    try:
+        return turns.send(results), None
+    except StopIteration as end:
+        return None, end.value
+
+
+def _turns(
+    directory: str | Path,
+    config: Mapping[str, Any],
+    state: State,
+    num_iterations: int,
+    signals: contextlib.AbstractContextManager[list[int]],
+    *,
+    resume: bool,
+    may_change: Collection[str],
+    how_to_resume: str,
+    export: Callable[[State, Path, int], None] | None,
+    on_export: Callable[[State, Path, int], None] | None,
+    export_every: int,
+    checkpoint_every: int,
+    checkpoint_seconds: float,
+    skipped: str | None,
+    max_bad: int,
+    progress: Callable[[int, int, Mapping[str, float]], None] | None,
+) -> _Turns:
+    """A run that has its steps done: yields (state, iteration), is sent their results.
+
+    So one loop can drive several. Returns the final state; arguments as of `run`.
+    """
     for name, value in (
         ("num_iterations", num_iterations),
         ("export_every", export_every),
@@ -200,7 +342,7 @@ def run(
     text = json.dumps([described["config"], num_iterations])
     processes.check_same("the configuration", np.frombuffer(text.encode(), np.uint8))
     if not processes.is_first():
-        return _follow(step, state, num_iterations)
+        return (yield from _follow(state, num_iterations, signals))
     changes = {}
     if resume:
         old = read_config(directory)
@@ -241,11 +383,11 @@ def run(
 
         types = _types(state)
         log = Log(directory, start, described["started"], skipped)
-        with log, _signals() as caught:
+        with log, signals as caught:
             due, saved_at = False, time.monotonic()
             for iteration in range(start, num_iterations):
                 began = time.perf_counter()
-                state, metrics = step(state, iteration)
+                state, metrics = yield state, iteration
                 metrics = _numbers(metrics)  # waits for the device
                 log.append(iteration, metrics, time.perf_counter() - began)
                 if iteration == start:
@@ -288,15 +430,15 @@ def run(
 
 
 def _follow(
-    step: Callable[[State, int], tuple[State, Metrics]],
     state: State,
     num_iterations: int,
-) -> State:
+    signals: contextlib.AbstractContextManager[list[int]],
+) -> _Turns:
     """What all processes do but the first, which keeps the run: they compute."""
     start, state = checkpoint.from_first(0, state)
-    with _signals() as caught:
+    with signals as caught:
         for iteration in range(start, num_iterations):
-            state, _ = step(state, iteration)
+            state, _ = yield state, iteration
             if signum := processes.largest(caught[0] if caught else 0):
                 processes.wait()
                 done = iteration + 1

@@ -122,6 +122,6 @@ def changes_of(
         warnings.warn(
             f"resuming on another machine or with other versions than those of {path}: "
             f"{words(environment)}. Results may differ in the last digits",
-            stacklevel=3,
+            stacklevel=5,  # who called `run`
         )
     return changes | environment

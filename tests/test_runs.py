@@ -101,8 +101,11 @@ def test_other_versions_are_noted(stopped):
     described = json.loads(path.read_text())
     described["environment"]["jax"] = "0.1"
     path.write_text(json.dumps(described))
-    with pytest.warns(UserWarning, match=f"jax: was '0.1', is '{jax.__version__}'"):
+    with pytest.warns(UserWarning, match=f"jax: was '0.1', is '{jax.__version__}'") as (
+        record
+    ):
         toy.toy_run(stopped, 6, config=described["config"], resume=True)
+    assert record[0].filename == toy.__file__  # where `run` was called
     changed = runs.read_config(stopped)["resumed"][0]["changed"]
     assert changed == {"jax": ["0.1", jax.__version__]}
 

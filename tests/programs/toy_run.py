@@ -48,21 +48,27 @@ def export(state: ToyState, path: Path, iteration: int) -> None:
     np.savez(path, w=state.params["w"], iteration=iteration)
 
 
-def toy_run(directory: Path, num_iterations: int, **options: Any) -> ToyState:
+def of_run(directory: Path) -> dict[str, Any]:
+    """What of the arguments of `runs.run` is the run's own."""
+
     def score(state: ToyState, path: Path, iteration: int) -> None:
         runs.record_validation(directory, iteration, jnp.sum(state.params["w"] ** 2))
 
-    defaults = {
-        "step": step,
+    return {
+        "directory": directory,
         "state": initial_state(),
         "config": {"learning_rate": 0.05},
-        "num_iterations": num_iterations,
         "export": export,
         "on_export": score,
-        "export_every": 15,
-        "checkpoint_every": 10,
     }
-    return runs.run(directory, **defaults | options)
+
+
+OFTEN = {"export_every": 15, "checkpoint_every": 10}
+
+
+def toy_run(directory: Path, num_iterations: int, **options: Any) -> ToyState:
+    arguments = {"step": step, "num_iterations": num_iterations, **OFTEN}
+    return runs.run(**arguments | of_run(directory) | options)
 
 
 def main() -> None:

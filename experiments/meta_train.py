@@ -46,7 +46,6 @@ from l2l_jax import (
     runs,
     save,
 )
-from l2l_jax.types import PyTree
 
 FLAGS = flags.FLAGS  # those of `meta_config`
 
@@ -191,13 +190,13 @@ def exporters(
 
 
 @jax.jit
-def stacked(trees: list) -> PyTree:
+def stacked(trees: list) -> Any:
     """One tree with a leading axis of many."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def parted(tree: PyTree, number: int) -> list:
+def parted(tree: Any, number: int) -> list:
     """The trees that `stacked` made one of."""
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(number)]
 

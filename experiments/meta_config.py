@@ -208,7 +208,7 @@ options.define_numbers(
     "meta_seeds",
     None,
     "Instead of --seed, several of them, trained at once in one vmapped program, each"
-    " in its own directory, WORKDIR/seed0 and so on: for a GPU, which one leaves idle.",
+    " in its own directory, WORKDIR/seed0 and so on; meant for a GPU.",
     least=0,
 )
 flags.DEFINE_integer(

@@ -7,9 +7,9 @@ final loss of the base MLP after 100 steps then .37):
         --workdir=runs/rnnprop --num_iterations=1000 --num_devices=2
 
 DMoptimizer: the same with --optimizer=dm. Longrun: with --optimizer=longrun and without
---task, as it has several. A run that was killed goes on with --resume. On a GPU, which
-one leaves idle, --meta_seeds=0,1,2,3 trains so many at once, each in a directory of its
-own that can be resumed by itself.
+--task, as it has several. A run that was killed goes on with --resume. With
+--meta_seeds=0,1,2,3 so many are trained at once in one program, for a GPU, each in a
+directory of its own that can be resumed by itself.
 
 On several hosts the same command is started on each, with --distributed where JAX finds
 the others (TPU pods, SLURM), else with --coordinator_address, --num_processes and
@@ -248,40 +248,36 @@ def main(argv: list[str]) -> None:
     if first:
         print(f"writing to {FLAGS.workdir}", flush=True)
     with runs.progress_bar() as progress:
+        options["progress"] = progress
+        folders = [FLAGS.workdir]
         if seeds:
             configs = [{**config, "seed": seed} for seed in seeds]
             folders = [str(pathlib.Path(FLAGS.workdir) / f"seed{x}") for x in seeds]
-            train_together(
-                configs,
-                folders,
-                trainers,
-                [
-                    exporters(folder, own, optimizer, evaluators)
-                    for folder, own in zip(folders, configs, strict=True)
-                ],
-                **options,
-                progress=progress,
-            )
+            exports = [
+                exporters(folder, own, optimizer, evaluators)
+                for folder, own in zip(folders, configs, strict=True)
+            ]
+            train_together(configs, folders, trainers, exports, options)
         else:
-            folders, keys = [FLAGS.workdir], keys_of(config)
-
-            def step(state, iteration):
-                trainer = trainers[iteration % len(trainers)]
-                number = number_of_segments(config, iteration)
-                return trainer.iterate(state, keys.episode(iteration), number)
-
-            runs.run(
-                FLAGS.workdir,
-                config,
-                step,
-                trainers[0].init(keys.init),
-                FLAGS.num_iterations,
-                **options,
-                **exporters(FLAGS.workdir, config, optimizer, evaluators),
-                progress=progress,
-            )
+            options |= exporters(FLAGS.workdir, config, optimizer, evaluators)
+            train_one(config, FLAGS.workdir, trainers, options)
     for folder in folders if first else ():
         print(f"selected: {runs.select(folder, by=config['select'])}")
+
+
+def train_one(
+    config: dict, folder: str, trainers: list[MetaTrainer], options: dict
+) -> None:
+    """Trains, as one run."""
+    keys = keys_of(config)
+
+    def step(state, iteration):
+        trainer = trainers[iteration % len(trainers)]
+        number = number_of_segments(config, iteration)
+        return trainer.iterate(state, keys.episode(iteration), number)
+
+    start = trainers[0].init(keys.init)
+    runs.run(folder, config, step, start, FLAGS.num_iterations, **options)
 
 
 def train_together(
@@ -289,8 +285,7 @@ def train_together(
     folders: list[str],
     trainers: list[MetaTrainer],
     exports: list[dict],
-    progress: Callable[..., None],
-    **options: Any,
+    options: dict,
 ) -> None:
     """Trains one configuration's meta-seeds at once, each a run by itself."""
     number, keys = len(configs), [keys_of(config) for config in configs]
@@ -315,7 +310,8 @@ def train_together(
     if options["resume"] and any(begun):  # a seed that is new, or was killed at once
         for one, there in zip(of_each, begun, strict=True):
             one["resume"] = there
-    of_each[0]["progress"] = progress
+    # One bar is enough.
+    of_each[0]["progress"] = options.pop("progress")
     runs.run_together(of_each, step, FLAGS.num_iterations, **options)
 
 

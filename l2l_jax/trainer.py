@@ -81,9 +81,9 @@ def meta_trainer(
         derivatives want a large `meta_batch`, and allow long segments.
       meta_batch: number of episodes at once, their meta-losses averaged.
       meta_seeds: None, or how many trainings there are at once, each with its own φ,
-        in one vmapped program: on a GPU, which one leaves idle, several cost little
-        more. `init` and `iterate` then take as many keys (S,); states, metrics and, if
-        it is an array, `num_segments` have that leading axis.
+        in one vmapped program, which a large GPU has room for. `init` and `iterate`
+        then take as many keys (S,); states, metrics and, if it is an array,
+        `num_segments` have that leading axis.
       devices: among which the work is divided; default: the first one. D devices are
         gcd(meta_batch, D) groups of neighbours, each with as many of the episodes as
         any other; the devices of a group divide the coordinates. So where D divides

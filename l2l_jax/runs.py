@@ -223,7 +223,9 @@ def run_together(
 
     Each has its own directory, and keeps it as `run` would; each can be resumed by
     itself. Runs that are behind, as after a kill, catch up first. A signal stops all,
-    each saved; an error in one ends all, and each goes on from its newest checkpoint.
+    each saved, and the message names one of them; an error in one ends all, and each
+    goes on from its newest checkpoint. The log's seconds count what is done for the
+    others, too.
 
     Args:
       of_each: what of the arguments of `run` is a run's own, by name: "directory",

@@ -23,14 +23,11 @@ progress bar) and a POSIX system.
 
 import contextlib
 import json
-import signal
-import threading
 import time
 from collections.abc import (
     Callable,
     Collection,
     Generator,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -43,6 +40,8 @@ import numpy as np
 
 from l2l_jax import checkpoint, processes
 from l2l_jax.files import naming, sync, write_text
+from l2l_jax.interruption import Interrupted, collect_signals, stopped_by
+from l2l_jax.progress import progress_bar
 from l2l_jax.records import Log, lock, read_log
 from l2l_jax.run_config import changes_of, describe, read_config
 from l2l_jax.selection import (
@@ -82,23 +81,6 @@ __all__ = [
 State = Any
 Metrics = Mapping[str, Any]
 _Turns = Generator[tuple[State, int], tuple[State, Metrics], State]
-
-
-class Interrupted(SystemExit):
-    """SIGINT or SIGTERM came: the run saved a checkpoint and stopped.
-
-    As a `SystemExit` it ends a program with its message, which says how to resume,
-    and without a traceback.
-
-    Attributes:
-      iteration: the iteration from which the run will resume.
-      signum: the number of the signal.
-    """
-
-    def __init__(self, message: str, iteration: int, signum: int):
-        super().__init__(message)
-        self.iteration = iteration
-        self.signum = signum
 
 
 def run(
@@ -205,7 +187,9 @@ def run(
         "max_bad": max_bad,
         "progress": progress,
     }
-    turns = _turns(directory, config, state, num_iterations, _signals(), **options)
+    turns = _turns(
+        directory, config, state, num_iterations, collect_signals(), **options
+    )
     with contextlib.closing(turns):
         turn, result = _send(turns, None)
         while turn is not None:
@@ -262,7 +246,7 @@ def run_together(
         raise ValueError("runs together are of one process, each run may be of several")
     defaults = {**(run.__kwdefaults__ or {}), **options}
     with contextlib.ExitStack() as stack:
-        caught = contextlib.nullcontext(stack.enter_context(_signals()))
+        caught = contextlib.nullcontext(stack.enter_context(collect_signals()))
         all_turns: list[_Turns] = []
         states: list[State] = []
         at: dict[int, int] = {}  # iterations of those that go on
@@ -426,7 +410,7 @@ def _turns(
                 if signum:
                     processes.wait()
                     where = f"{directory}. To resume: {how_to_resume}"
-                    raise _interrupted(signum, done, num_iterations, where)
+                    raise stopped_by(signum, done, num_iterations, where)
     processes.wait()
     return state
 
@@ -445,89 +429,10 @@ def _follow(
                 processes.wait()
                 done = iteration + 1
                 where = "the directory of process 0"
-                raise _interrupted(signum, done, num_iterations, where)
+                raise stopped_by(signum, done, num_iterations, where)
     if start < num_iterations:
         processes.wait()  # until it has saved
     return state
-
-
-def _interrupted(signum: int, done: int, of: int, where: str) -> Interrupted:
-    return Interrupted(
-        f"{signal.Signals(signum).name}: stopped after {done} of {of} iterations; all "
-        f"is saved in {where}",
-        done,
-        signum,
-    )
-
-
-@contextlib.contextmanager
-def progress_bar(
-    metric: str = "train_loss", **options: Any
-) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
-    """Gives a progress bar (tqdm) for the argument `progress` of `run`.
-
-    It shows the iteration, the newest value of a metric and the time left.
-
-    Args:
-      metric: its name.
-      **options: for `tqdm.tqdm`.
-
-    Yields:
-      The function to hand to `run`; the bar is closed at the end of the block.
-
-    Example:
-      >>> import io
-      >>> text = io.StringIO()
-      >>> with progress_bar("loss", file=text) as progress:
-      ...     progress(1, 1, {"loss": 0.25})
-      >>> "1/1" in text.getvalue(), "loss=0.25" in text.getvalue()
-      (True, True)
-    """
-    from tqdm import tqdm
-
-    bar = None
-
-    def progress(
-        iteration: int, num_iterations: int, metrics: Mapping[str, float]
-    ) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = tqdm(total=num_iterations, initial=iteration - 1, **options)
-        bar.set_postfix({metric: metrics[metric]}, refresh=False)
-        bar.update(iteration - bar.n)
-
-    try:
-        yield progress
-    finally:
-        if bar is not None:
-            bar.close()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM; after the first one the old handlers are back."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def handle(signum: int, _: Any) -> None:
-        caught.append(signum)
-        give_back()
-
-    def give_back() -> None:
-        for signum, handler in handlers.items():
-            # None: a handler that was not installed from Python.
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-
-    signums = (signal.SIGINT, signal.SIGTERM)
-    handlers = {signum: signal.getsignal(signum) for signum in signums}
-    for signum in signums:
-        signal.signal(signum, handle)
-    try:
-        yield caught
-    finally:
-        give_back()
 
 
 # The state and the metrics.

@@ -10,7 +10,7 @@ import l2l_jax
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = pathlib.Path(l2l_jax.__file__).parent
 FLOORS = [
-    {"types", "checks", "files", "compiler"},
+    {"types", "checks", "files", "compiler", "interruption", "progress"},
     {"processes"},
     {"trees", "lstm", "preprocess", "sharding", "lazy", "probe", "groups", "mutual"},
     {"fused", "chunks"},

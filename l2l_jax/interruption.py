@@ -13,36 +13,28 @@ class Interrupted(SystemExit):
     As a `SystemExit` it ends a program with its message, which says how to resume,
     and without a traceback.
 
+    Args:
+      signum: the number of the signal.
+      iteration: finished iterations.
+      num_iterations: iterations of the whole run.
+      where: ends the message: the directory of the run, and how to resume it.
+
     Attributes:
       iteration: the iteration from which the run will resume.
       signum: the number of the signal.
-    """
-
-    def __init__(self, message: str, iteration: int, signum: int):
-        super().__init__(message)
-        self.iteration = iteration
-        self.signum = signum
-
-
-def stopped_by(signum: int, done: int, of: int, where: str) -> Interrupted:
-    """What to raise once all is saved.
-
-    Args:
-      signum: the number of the signal.
-      done: finished iterations.
-      of: iterations of the whole run.
-      where: ends the message: the directory of the run, and how to resume it.
 
     Example:
-      >>> print(stopped_by(signal.SIGTERM, 3, 10, "runs/toy"))
+      >>> print(Interrupted(signal.SIGTERM, 3, 10, "runs/toy"))
       SIGTERM: stopped after 3 of 10 iterations; all is saved in runs/toy
     """
-    return Interrupted(
-        f"{signal.Signals(signum).name}: stopped after {done} of {of} iterations; all "
-        f"is saved in {where}",
-        done,
-        signum,
-    )
+
+    def __init__(self, signum: int, iteration: int, num_iterations: int, where: str):
+        super().__init__(
+            f"{signal.Signals(signum).name}: stopped after {iteration} of"
+            f" {num_iterations} iterations; all is saved in {where}"
+        )
+        self.iteration = iteration
+        self.signum = signum
 
 
 @contextlib.contextmanager

@@ -24,13 +24,7 @@ progress bar) and a POSIX system.
 import contextlib
 import json
 import time
-from collections.abc import (
-    Callable,
-    Collection,
-    Generator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +34,7 @@ import numpy as np
 
 from l2l_jax import checkpoint, processes
 from l2l_jax.files import naming, sync, write_text
-from l2l_jax.interruption import Interrupted, collect_signals, stopped_by
+from l2l_jax.interruption import Interrupted, collect_signals
 from l2l_jax.progress import progress_bar
 from l2l_jax.records import Log, lock, read_log
 from l2l_jax.run_config import changes_of, describe, read_config
@@ -410,7 +404,7 @@ def _turns(
                 if signum:
                     processes.wait()
                     where = f"{directory}. To resume: {how_to_resume}"
-                    raise stopped_by(signum, done, num_iterations, where)
+                    raise Interrupted(signum, done, num_iterations, where)
     processes.wait()
     return state
 
@@ -429,7 +423,7 @@ def _follow(
                 processes.wait()
                 done = iteration + 1
                 where = "the directory of process 0"
-                raise stopped_by(signum, done, num_iterations, where)
+                raise Interrupted(signum, done, num_iterations, where)
     if start < num_iterations:
         processes.wait()  # until it has saved
     return state

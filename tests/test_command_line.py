@@ -1,5 +1,6 @@
 """Flags, errors and ends of the binaries: the same habits everywhere."""
 
+import importlib
 import io
 import json
 import logging
@@ -75,7 +76,7 @@ def test_ends_are_one_line(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     def lack(argv):
-        import no_such_module  # noqa: F401  that it fails is all
+        importlib.import_module("no_such_module")
 
     code, text = ended(stop, monkeypatch, capsys, stopped="stopped; again")
     assert (code, text) == (130, "stopped; again\n")

@@ -240,7 +240,8 @@ def main(argv: list[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.meta_train", *again, "--resume"])
     options: dict[str, Any] = {
         "resume": FLAGS.resume,
-        "may_change": ("num_devices",),  # which changes only the rounding
+        # The one changes only the rounding, the other nothing of the training.
+        "may_change": ("num_devices", "export_every"),
         "how_to_resume": command,
         "export_every": config["export_every"],
         "checkpoint_seconds": 60 * FLAGS.checkpoint_minutes,

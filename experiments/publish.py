@@ -10,6 +10,8 @@ test task. Afterwards `l2l_jax.load_pretrained(name)` gives these weights.
 import hashlib
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 
@@ -60,6 +62,15 @@ def command(config: dict, iterations: int) -> str:
     return " ".join(words)
 
 
+def devices(run: Mapping[str, Any], iterations: int) -> str:
+    """On what the first so many iterations were done, in order."""
+    moves = [one for one in run["resumed"] if "backend" in one["changed"]]
+    backends = [one["changed"]["backend"][0] for one in moves]
+    backends.append(run["environment"]["backend"])
+    earlier = sum(one["iteration"] < iterations for one in moves)
+    return " then ".join(backends[: earlier + 1])
+
+
 def main(argv: list[str]) -> None:
     """Copies and writes."""
     del argv
@@ -88,7 +99,7 @@ def main(argv: list[str]) -> None:
             config["select"]
         ],
         hours=log["seconds"][:iterations].sum() / 3600,
-        device=f"{environment['backend']}, {environment['machine']}",
+        device=f"{devices(run, iterations)}, {environment['machine']}",
         seed=config["seed"],
         command=command(config, log["iteration"].size),
         versions=", ".join(f"{k} {environment[k]}" for k in ("python", "jax", "optax")),

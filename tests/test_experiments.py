@@ -22,13 +22,14 @@ from l2l_jax import load, load_pretrained, runs
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A small run of two iterations, stopped after one and resumed."""
+    """Two iterations, stopped after one and resumed with more frequent exports."""
     directory = tmp_path_factory.mktemp("trained") / "run"
     flags = ["--task=quadratic", "--hidden_sizes=3", f"--workdir={directory}"]
     cache = directory.parent / "cache"
     flags.append(f"--compilation_cache={cache}")
     binary("meta_train", *flags, "--num_iterations=1")
-    text = binary("meta_train", *flags, "--num_iterations=2", "--resume")
+    more = ["--num_iterations=2", "--export_every=1", "--resume"]
+    text = binary("meta_train", *flags, *more)
     assert "selected: " in text
     assert any(cache.iterdir())
     return directory, flags
@@ -54,6 +55,22 @@ def test_publish(trained, tmp_path):
     assert "--overwrite" in binary("publish", *flags, fails=True)
 
 
+def test_card_of_a_run_on_several_devices(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    described = json.loads((run / "config.json").read_text())
+    described["environment"]["backend"] = "tpu"
+    described["resumed"] = [
+        {"iteration": 1, "changed": {"num_devices": [1, 2]}},
+        {"iteration": 1, "changed": {"backend": ["cpu", "gpu"]}},
+        {"iteration": 2, "changed": {"backend": ["gpu", "tpu"]}},
+    ]
+    (run / "config.json").write_text(json.dumps(described))
+    binary("publish", f"--workdir={run}", "--name=mine", f"--outdir={tmp_path}")
+    card = (tmp_path / "mine.md").read_text()
+    assert "hours (cpu then gpu, " in card  # the third came after these weights
+
+
 def test_meta_train_leaves_a_whole_run(trained):
     directory, flags = trained
     log = runs.read_log(directory)
@@ -65,6 +82,8 @@ def test_meta_train_leaves_a_whole_run(trained):
     message = binary("meta_train", *flags, fails=True)
     assert "holds a run" in message
     assert "Traceback" not in message
+    (resumed,) = runs.read_config(directory)["resumed"]
+    assert resumed["changed"]["export_every"] == [1000, 1]
 
 
 def assert_same_weights(file, other):

@@ -240,7 +240,7 @@ def main(argv: list[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.meta_train", *again, "--resume"])
     options: dict[str, Any] = {
         "resume": FLAGS.resume,
-        # The one changes only the rounding, the other nothing of the training.
+        # The one changes only the rounding, the other which φ can be selected.
         "may_change": ("num_devices", "export_every"),
         "how_to_resume": command,
         "export_every": config["export_every"],

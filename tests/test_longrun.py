@@ -184,6 +184,31 @@ def test_what_is_learned_shares_a_step_out_and_does_not_lengthen_it():
     assert jnp.abs(ours - nominal).max() > 0.2 * jnp.abs(nominal).max()
 
 
+def test_with_a_convolution_it_is_the_nominal_rule():
+    """Whatever else there is; and without it, or if told so, it is not."""
+
+    def walked(phi, shape, **options):
+        tx = longrun_transform(phi, **options)
+        kernels = np.float32(STEPS[:, :4]).reshape(-1, *shape)
+        gradients = {"kernel": kernels, "dense": np.float32(STEPS[:, 1:])}
+
+        def step(state, g):
+            return tx.update(g, state)[::-1]
+
+        start = tx.init(jax.tree.map(lambda g: g[0], gradients))
+        updates = jax.lax.scan(step, start, gradients)[1]
+        return np.concatenate([u.reshape(len(u), -1) for u in updates.values()], 1)
+
+    convolution, flat = (2, 2, 1, 1), (2, 2, 1)
+    nominal = walked(NOMINAL, flat)
+    np.testing.assert_allclose(walked(PHI, convolution), nominal, rtol=1e-5, atol=1e-8)
+    learned = walked(PHI, flat)
+    assert np.abs(learned - nominal).max() > 1e-3
+    for options in ({"learned_axes": None}, {"learned_axes": 4}):
+        found = walked(PHI, convolution, **options)
+        np.testing.assert_allclose(found, learned, rtol=1e-4, atol=1e-7)
+
+
 def lengths(steps, **options):
     """e^ℓ after each of the gradients, whatever tree they are."""
     tx = longrun_transform(NOMINAL, **options)
@@ -327,6 +352,7 @@ def test_skipping_keeps_the_derivative_finite():
         ({"averaging_power": -1.0}, "averaging_power"),
         ({"averaging_pace": -1.0}, "averaging_pace"),
         ({"learned_scale": float("nan")}, "learned_scale"),
+        ({"learned_axes": 0}, "learned_axes"),
         ({"fade_steps": 0.0}, "fade_steps"),
     ],
 )

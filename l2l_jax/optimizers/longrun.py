@@ -10,6 +10,7 @@ from l2l_jax.checks import (
     check_choice,
     check_floating,
     check_number,
+    check_size,
     check_state,
     check_type,
 )
@@ -136,6 +137,7 @@ def longrun_transform(
     averaging_power: float = 3.0,
     averaging_pace: float = 0.3,
     learned_scale: float = 1.0,
+    learned_axes: int | None = 3,
     fade_steps: float = 1e4,
     skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -149,7 +151,8 @@ def longrun_transform(
     gradients point where those before did and shrinks when they turn about. It begins
     small, and grows fast up to 1 where a network lets it: a wide one does not. How a
     step of RMSprop of that length is shared out among coordinates was learned, from how
-    steady the gradient is at each. With t = 1, 2, …, the moments m and v as in
+    steady the gradient is at each; on networks without convolutions, so those with some
+    go without. With t = 1, 2, …, the moments m and v as in
     `rnnprop_transform`, m' like m with β1', RMS and cosine over all coordinates, δ = z
     - θ, ρ̄, τ̄ and η 0 and ℓ ln F before the first step, and cosines with 0 being 0::
 
@@ -196,6 +199,8 @@ def longrun_transform(
       averaging_power: r, at least 0: the average weights z_t by about t^r at first.
       averaging_pace: κ', at least 0, how fast η follows; 0: r stays what it is.
       learned_scale: λ; 0 is the nominal rule.
+      learned_axes: at least 1; a tree in which a leaf has more axes, as the kernel of a
+        convolution has, is given the nominal rule. None: none is.
       fade_steps: T_λ > 0: beyond that many steps the nominal rule takes over.
       skip_nonfinite: leave a coordinate's moments and fast iterate alone where its
         gradient or a new moment is not finite; it still moves with its average.
@@ -243,6 +248,8 @@ def longrun_transform(
     check_number("averaging_power", averaging_power, 0)
     check_number("averaging_pace", averaging_pace, 0)
     check_number("learned_scale", learned_scale)
+    if learned_axes is not None:
+        check_size("learned_axes", learned_axes)
     check_number("fade_steps", fade_steps, 0, low_open=True)
     check_choice("skip_nonfinite", skip_nonfinite, (False, True))
     phi = params
@@ -265,6 +272,8 @@ def longrun_transform(
     def advance(updates, state):
         check_state(updates, state.v, "v")
         count = optax.safe_increment(state.count)
+        most_axes = max((leaf.ndim for leaf in jax.tree.leaves(updates)), default=0)
+        is_learned = learned_axes is None or most_axes <= learned_axes
 
         def share(gradient, *moments):
             """The direction u, the gradient that counts, and the new moments."""
@@ -282,11 +291,12 @@ def longrun_transform(
                 for beta, old, x in zip(decays, moments, powers, strict=True)
             ]
             m, slow, v = (x / (1 - b**t) for x, b in zip(new, decays, strict=True))
-            g_relative, m_relative = relative_gradients(g, m, v, eps)
-            _, slow_relative = relative_gradients(g, slow, v, eps)
-            scale = learned_scale / (1 + t / fade_steps)
-            weights = scale * _at_age(phi.factor, t)
-            u = _factor(weights, g_relative, m_relative, slow_relative) * g_relative
+            u, m_relative = relative_gradients(g, m, v, eps)
+            if is_learned:
+                _, slow_relative = relative_gradients(g, slow, v, eps)
+                scale = learned_scale / (1 + t / fade_steps)
+                weights = scale * _at_age(phi.factor, t)
+                u *= _factor(weights, u, m_relative, slow_relative)
             if skip_nonfinite:
                 u = jnp.where(good, u, 0)
                 pairs = zip(new, moments, strict=True)

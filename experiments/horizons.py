@@ -121,9 +121,10 @@ EVIDENCE = {
         ),
     ),
     "table seeds": Evidence(
-        "Meta-seeds of Longrun on the validation tasks",
+        "Meta-seeds of Longrun on the validation tasks without convolutions",
         _entries(
-            VALIDATION,
+            # With them nothing that was learned is used.
+            (test for test in VALIDATION if "_cnn_" not in test[0]),
             {f"longrun_seed{seed}": f"meta-seed {seed}" for seed in range(3)},
         ),
     ),

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import common, options, report
+from experiments import common, options, report, task_table
 from l2l_jax import (
     Task,
     evaluator,
@@ -38,7 +38,7 @@ from l2l_jax.baselines import baseline, tune
 
 FLAGS = flags.FLAGS
 common.define_task("digits_cnn_small", "What is optimized, a convolutional network.")
-flags.register_validator("task", lambda name: "_cnn_" in name, "must be a CNN")
+flags.register_validator("task", task_table.is_convolutional, "must be a CNN")
 flags.DEFINE_enum("start", "shipped", ["shipped", "fresh"], "The first weights.")
 options.define_numbers("hidden_sizes", [20, 20], "Of each fresh LSTM.")
 flags.DEFINE_integer("num_iterations", 20, "Episodes of meta-training.", lower_bound=1)

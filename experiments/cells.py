@@ -100,11 +100,6 @@ class Outcome(NamedTuple):
     tuning: Tuning | None = None
 
 
-def is_convolutional(task: str) -> bool:
-    """Whether a run takes so long that there are fewer."""
-    return "_cnn_" in task
-
-
 def is_traditional(cell: paper.Cell) -> bool:
     """Whether the optimizer has a rate to tune, not weights."""
     return cell.optimizer in EXPONENTS
@@ -114,14 +109,14 @@ def number_of_runs(lab: Laboratory, cell: paper.Cell) -> int:
     """100 as in the paper, 20 of long runs; convolutional on a CPU: 20, and 5."""
     if lab.num_runs or lab.quick:
         return lab.num_runs or 2
-    if is_convolutional(cell.task) and jax.default_backend() == "cpu":
+    if task_table.is_convolutional(cell.task) and jax.default_backend() == "cpu":
         return 20 if cell.steps <= 200 else 5
     return 20 if cell.steps >= lab.long else 100
 
 
 def tuning_runs(lab: Laboratory, cell: paper.Cell) -> int:
     """Runs at each rate; also how many run in one compiled program, here and later."""
-    if lab.quick or is_convolutional(cell.task):
+    if lab.quick or task_table.is_convolutional(cell.task):
         return 1
     return 20 if cell.steps <= 200 else 5 if cell.steps < LONG else 2
 
@@ -305,7 +300,11 @@ def tuned(lab: Laboratory, cell: paper.Cell) -> Tuning:
         num_runs=num_runs,
         **grid,
     )
-    if lab.quick or not is_convolutional(cell.task) or found.best_rate is None:
+    if (
+        lab.quick
+        or not task_table.is_convolutional(cell.task)
+        or found.best_rate is None
+    ):
         return found
     return refined(
         found, lambda rate: measure(lab, cell, rate, 3, tuning=True).summary()
@@ -347,10 +346,12 @@ def outcome(lab: Laboratory, cell: paper.Cell) -> Outcome:
 def cost(lab: Laboratory, cell: paper.Cell) -> float:
     """About the seconds of a cell with its tuning, on two cores; for the time left."""
     # Seconds of a gradient and of a learned step, a run; compiling apart.
-    gradient, learned = (0.04, 0.01) if is_convolutional(cell.task) else (0.0012, 0.005)
+    gradient, learned = (
+        (0.04, 0.01) if task_table.is_convolutional(cell.task) else (0.0012, 0.005)
+    )
     runs = number_of_runs(lab, cell)
     if not is_traditional(cell):
         return 20 + cell.steps * runs * (gradient + learned)
     rates = 5 if lab.quick else 11
-    runs += rates * tuning_runs(lab, cell) + 9 * is_convolutional(cell.task)
+    runs += rates * tuning_runs(lab, cell) + 9 * task_table.is_convolutional(cell.task)
     return 20 + cell.steps * runs * gradient

@@ -124,7 +124,7 @@ EVIDENCE = {
         "Meta-seeds of Longrun on the validation tasks without convolutions",
         _entries(
             # With them nothing that was learned is used.
-            (test for test in VALIDATION if "_cnn_" not in test[0]),
+            (test for test in VALIDATION if not task_table.is_convolutional(test[0])),
             {f"longrun_seed{seed}": f"meta-seed {seed}" for seed in range(3)},
         ),
     ),

@@ -5,7 +5,7 @@
 
 from absl import flags
 
-from experiments import common, options
+from experiments import common, options, task_table
 
 FLAGS = flags.FLAGS
 # By kind of optimizer, what flags left open stand for: the papers' two trainings, and
@@ -246,6 +246,16 @@ def configuration(num_devices: int) -> dict:
     foreign = "hidden_sizes" if FLAGS.optimizer == "longrun" else "signals"
     if sizes.pop(foreign) is not None:
         raise ValueError(f"--optimizer={FLAGS.optimizer} has no --{foreign}")
+    convolutional = [name for name in tasks if task_table.is_convolutional(name)]
+    if (
+        FLAGS.optimizer == "longrun"
+        and convolutional
+        and "learned_axes" not in (FLAGS.hyper_parameters or {})
+    ):
+        raise ValueError(
+            f"Longrun learns nothing on {convolutional[0]}, which has convolutions, but"
+            " with --hyper_parameters=learned_axes=4"
+        )
     config = {
         "optimizer": FLAGS.optimizer,
         "sizes": sizes,

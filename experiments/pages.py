@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cells, paper, report
+from experiments import cells, paper, report, task_table
 from l2l_jax import plotting
 
 SHOWN = (
@@ -110,7 +110,7 @@ def runs_of_tuning(rows: Sequence[Mapping[str, Any]]) -> str:
         + ")"
         for number in sorted(set(counts.values()))
     )
-    more = any(cells.is_convolutional(task) for task, _ in counts)
+    more = any(task_table.is_convolutional(task) for task, _ in counts)
     return f"Tuning, runs at each rate by task and steps: {words}." + more * (
         " Convolutional networks: then three at each of the best three rates."
     )

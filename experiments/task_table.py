@@ -79,6 +79,16 @@ def make_module(name: str) -> nn.Module | None:
     return None if name in FUNCTIONS else NETWORKS[name.split("_", 1)[1]]()
 
 
+def is_convolutional(name: str) -> bool:
+    """Whether the network of that task is, so that a run takes long.
+
+    Example:
+      >>> is_convolutional("digits_cnn_small"), is_convolutional("digits_mlp")
+      (True, False)
+    """
+    return "_cnn_" in name
+
+
 def unit(name: str) -> str:
     """Of the loss of the task of that name.
 

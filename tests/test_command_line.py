@@ -116,6 +116,11 @@ SECOND = "--second_order"
         ("meta_train", ["--task=mnist_mlp", "--workdir=x"], "data_dir"),
         ("meta_train", ["--estimator=score_function", "--workdir=x", SECOND], "bptt"),
         ("meta_train", ["--workdir=README.md"], "must be a directory"),
+        (
+            "meta_train",
+            ["--optimizer=longrun", "--task=digits_cnn_small", "--workdir=x"],
+            "learned_axes=4",
+        ),
         ("meta_train", ["--coordinator_address=x", "--workdir=x"], "HOST:PORT"),
         ("evaluate", ["--weights=none.npz", "--outdir=x"], "none.npz"),
         ("evaluate", ["--tuned=README.md", "--outdir=x"], "--tuned=README.md"),

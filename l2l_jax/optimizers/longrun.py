@@ -151,10 +151,10 @@ def longrun_transform(
     gradients point where those before did and shrinks when they turn about. It begins
     small, and grows fast up to 1 where a network lets it: a wide one does not. How a
     step of RMSprop of that length is shared out among coordinates was learned, from how
-    steady the gradient is at each; on networks without convolutions, so those with some
-    go without. With t = 1, 2, …, the moments m and v as in
-    `rnnprop_transform`, m' like m with β1', RMS and cosine over all coordinates, δ = z
-    - θ, ρ̄, τ̄ and η 0 and ℓ ln F before the first step, and cosines with 0 being 0::
+    steady the gradient is at each; learned on MLPs, so it is not used where there are
+    convolutions. With t = 1, 2, …, the moments m and v as in `rnnprop_transform`, m'
+    like m with β1', RMS and cosine over all coordinates, δ = z - θ, ρ̄, τ̄ and η 0 and ℓ
+    ln F before the first step, and cosines with 0 being 0::
 
         g̃_t, m̃_t, m̃'_t = (g_t, m̂_t, m̂'_t) / (v̂_t^(1/2) + ε)
         ρ_t = cosine(m_{t-1} / (v̂_t^(1/2) + ε), g̃_t)
@@ -177,8 +177,9 @@ def longrun_transform(
         δ_t = (1 - c_t)·(δ_{t-1} + B·s_t)
 
     The last two lines are z_t = z_{t-1} + s_t, x_t = (1 - c_t)·x_{t-1} + c_t·z_t and
-    θ = (1 - B)·z + B·x, with x and z eliminated. For W = 0, or λ = 0, u is g̃: that is
-    the nominal rule, Schedule-Free RMSprop whose steps have a length in common.
+    θ = (1 - B)·z + B·x, with x and z eliminated. For W = 0, or λ = 0, or where a
+    leaf has more than A axes, u is g̃: that is the nominal rule, Schedule-Free RMSprop
+    whose steps have a length in common.
 
     Args:
       params: the learned weights φ, as `longrun_init` or `load` give them.
@@ -199,8 +200,10 @@ def longrun_transform(
       averaging_power: r, at least 0: the average weights z_t by about t^r at first.
       averaging_pace: κ', at least 0, how fast η follows; 0: r stays what it is.
       learned_scale: λ; 0 is the nominal rule.
-      learned_axes: at least 1; a tree in which a leaf has more axes, as the kernel of a
-        convolution has, is given the nominal rule. None: none is.
+      learned_axes: A >= 1. A tree in which a leaf has more axes, as the kernel of a
+        convolution over images has, is given the nominal rule; the same parameters as
+        one vector are not, and to learn on such networks, A must be larger, too. None:
+        what was learned is used for all.
       fade_steps: T_λ > 0: beyond that many steps the nominal rule takes over.
       skip_nonfinite: leave a coordinate's moments and fast iterate alone where its
         gradient or a new moment is not finite; it still moves with its average.

@@ -6,6 +6,7 @@
 from absl import flags
 
 from experiments import common, options, task_table
+from l2l_jax import longrun_transform
 
 FLAGS = flags.FLAGS
 # By kind of optimizer, what flags left open stand for: the papers' two trainings, and
@@ -247,11 +248,10 @@ def configuration(num_devices: int) -> dict:
     if sizes.pop(foreign) is not None:
         raise ValueError(f"--optimizer={FLAGS.optimizer} has no --{foreign}")
     convolutional = [name for name in tasks if task_table.is_convolutional(name)]
-    if (
-        FLAGS.optimizer == "longrun"
-        and convolutional
-        and "learned_axes" not in (FLAGS.hyper_parameters or {})
-    ):
+    axes = longrun_transform.__kwdefaults__["learned_axes"]
+    axes = (FLAGS.hyper_parameters or {}).get("learned_axes", axes)
+    # Their kernels have 4; other values than numbers are refused by the rule.
+    if FLAGS.optimizer == "longrun" and convolutional and axes in range(1, 4):
         raise ValueError(
             f"Longrun learns nothing on {convolutional[0]}, which has convolutions, but"
             " with --hyper_parameters=learned_axes=4"

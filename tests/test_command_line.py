@@ -121,6 +121,16 @@ SECOND = "--second_order"
             ["--optimizer=longrun", "--task=digits_cnn_small", "--workdir=x"],
             "learned_axes=4",
         ),
+        (
+            "meta_train",
+            [
+                "--optimizer=longrun",
+                "--task=digits_cnn_small",
+                "--hyper_parameters=learned_axes=3",
+                "--workdir=x",
+            ],
+            "learned_axes=4",
+        ),
         ("meta_train", ["--coordinator_address=x", "--workdir=x"], "HOST:PORT"),
         ("evaluate", ["--weights=none.npz", "--outdir=x"], "none.npz"),
         ("evaluate", ["--tuned=README.md", "--outdir=x"], "--tuned=README.md"),

@@ -29,12 +29,14 @@ WEIGHTS = {
 TRAINED = {name: f"longrun/{name}.npz" for name in _NAMES}
 # Other hyper-parameters for the weights of Longrun: values, or factors of the rate.
 _NOMINAL = {"learned_scale": 0.0}
-_NO_AVERAGING_PACE = {**_NOMINAL, "averaging_pace": 0.0}
+_NO_EXCESS = {**_NOMINAL, "excess": None}
+_NO_AVERAGING_PACE = {**_NO_EXCESS, "averaging_pace": 0.0}
 _NO_PACE = {**_NO_AVERAGING_PACE, "pace": 0.0, "first_length": 1.0}
 _NO_WARMUP = {**_NO_PACE, "warmup_steps": 0.0, "largest": None}
 _NO_DECAY = {**_NO_WARMUP, "decay_power": 0.0}
 CONFIGS = {
     "longrun_nominal": _NOMINAL,
+    "longrun_no_excess": _NO_EXCESS,
     "longrun_no_averaging_pace": _NO_AVERAGING_PACE,
     "longrun_no_pace": _NO_PACE,
     "longrun_no_warmup": _NO_WARMUP,
@@ -114,7 +116,8 @@ EVIDENCE = {
                 "longrun_no_warmup": "and annealed",
                 "longrun_no_pace": "and with warm-up and cut",
                 "longrun_no_averaging_pace": "and a length in common",
-                "longrun_nominal": "and an average by the slope: the nominal rule",
+                "longrun_no_excess": "and an average by the slope",
+                "longrun_nominal": "and spikes cut: the nominal rule",
                 "longrun_signals2": "and shares learned from m̃",
                 "longrun": "and from m̃': Longrun",
             },

@@ -20,6 +20,7 @@ EVEN = {
     "first_length": 1.0,
     "pace": 0.0,
     "largest": None,
+    "excess": None,
     "averaging_pace": 0.0,
 }
 STEPS = np.random.default_rng(0).normal(size=(12, 5)) * [1e-3, 0.1, 1, 10, 0]
@@ -60,12 +61,14 @@ def by_the_book(
     warmup=3.0,
     first=0.05,
     largest=1.0,
+    excess=2.0,
     b2=0.99,
 ):
     """The recursion with z and x in it; the other numbers at their defaults."""
     weights, size = np.float64(phi.factor), steps.shape[1]
     m, m_slow, v, z, x = np.zeros((5, size))
     agreement, length, ascent, recency = 0.0, np.log(first), 0.0, 0.0
+    usual = 1.0
     for t, g in enumerate(steps, 1):
         v = b2 * v + (1 - b2) * g**2
         root = np.sqrt(v / (1 - b2**t)) + 1e-8
@@ -92,7 +95,9 @@ def by_the_book(
         log = np.einsum("ic,ij,j->c", signals, weights, ages) / (1 + t / 1e4)
         alpha = a * (1 + t / 1000) ** -0.25 * np.exp(length)
         alpha *= 1 - np.exp(-t / warmup) if warmup else 1
-        alpha *= min(np.sqrt(np.mean(g**2)), largest or np.inf)
+        cut = min(np.sqrt(np.mean(g**2)), largest or np.inf)
+        alpha *= min(cut, (excess or np.inf) * usual)
+        usual = 0.95 * usual + 0.05 * cut
         u = np.exp(np.clip(log, -3, 3)) * g
         s = -alpha * u / np.sqrt(np.mean(u**2))
         z = z + s
@@ -111,6 +116,7 @@ def by_the_book(
         {"pace": 4.0, "warmup_steps": 2.0, "largest": 0.5},
         {"averaging_pace": 9.0},
         {"first_length": 0.6},
+        {"excess": 0.9},
     ],
 )
 @pytest.mark.parametrize("signals", [2, 4])
@@ -291,7 +297,8 @@ def test_a_gradient_much_larger_than_those_before_is_cut():
     *usual, sudden = jnp.ones((20, 4)).at[19].set(1e3)
 
     def last_step(largest):
-        tx = longrun_transform(NOMINAL, averaging_pace=0.0, largest=largest)
+        options = {"averaging_pace": 0.0, "largest": largest, "excess": None}
+        tx = longrun_transform(NOMINAL, **options)
         state = tx.init(sudden)
         for g in usual:
             _, state = tx.update(g, state)
@@ -304,6 +311,33 @@ def test_a_gradient_much_larger_than_those_before_is_cut():
     np.testing.assert_allclose(
         last_step(2.0), last_step(None) * 2 / size, rtol=1e-4, atol=1e-9
     )
+
+
+def test_a_gradient_larger_than_usual_is_cut_to_twice_that():
+    """Where most are small beside their second moment, as with rare spikes."""
+    *usual, sudden = 0.01 * jnp.ones((60, 4)).at[0].set(100.0).at[59].set(100.0)
+
+    def last_step(excess):
+        tx = longrun_transform(NOMINAL, averaging_pace=0.0, excess=excess)
+        state = tx.init(sudden)
+        for g in usual:
+            _, state = tx.update(g, state)
+        c = 4 / 63
+        return tx.update(sudden, state)[0] - c * state.offset, state.usual
+
+    whole, mean = last_step(None)
+    cut, _ = last_step(2.0)
+    assert jnp.linalg.norm(cut) < 0.5 * jnp.linalg.norm(whole)
+    np.testing.assert_allclose(cut, whole * 2 * mean, rtol=1e-4)
+
+
+def test_after_a_pause_of_gradients_steps_are_soon_what_they_were():
+    tx = longrun_transform(NOMINAL, pace=0.0, averaging=0.0, decay_power=0.0)
+    ones, still = jnp.ones((30, 3)), jnp.zeros((500, 3))
+    theta = walk(tx, jnp.concatenate([ones, still, ones]))
+    sizes = np.abs(np.diff(theta[:, 0]))
+    assert (sizes[30:525] == 0).all()
+    assert sizes[-10] > 0.9 * sizes[25]
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_length_finite():
@@ -347,6 +381,7 @@ def test_skipping_keeps_the_derivative_finite():
         ({"first_length": 0.002}, "first_length"),
         ({"pace": -0.1}, "pace"),
         ({"largest": 0.0}, "largest"),
+        ({"excess": 0.0}, "excess"),
         ({"b1_slow": 1.0}, "b1_slow"),
         ({"averaging": 1.5}, "averaging"),
         ({"averaging_power": -1.0}, "averaging_power"),

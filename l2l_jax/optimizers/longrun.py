@@ -31,7 +31,7 @@ LENGTHS = (-6.0, 3.0)
 # A first length that lies within them.
 SHORTEST = 0.0025
 # Of the running mean of how far gradients agree: the part of it that is new, at first.
-RENEWED = 0.3
+AGREEMENT_RENEWED = 0.3
 # Steps after which that, and the pace of the common length, have halved, and the pace
 # of the average has come half way.
 SLOWING = 100.0
@@ -41,8 +41,8 @@ AGREEABLE = (-0.15, 0.05)
 FORGOTTEN = 0.005
 # How many times faster the common length moves as long as it is below 1.
 HASTE = 10.0
-# Of the running mean of where the loss rises: the part of it that is new.
-ASCENT_RENEWED = 0.05
+# Of the other running means: the part of them that is new.
+RENEWED = 0.05
 # Of the logarithm of what multiplies r.
 RECENCIES = (-1.0, 1.5)
 
@@ -101,6 +101,7 @@ class LongrunState(NamedTuple):
       ascent: τ̄, running mean of how far the loss rises from the average towards the
         fast iterate, a scalar in [-1, 1], likewise.
       recency: η, logarithm of how much more recent steps count than r says, likewise.
+      usual: σ̄, running mean of how large g̃ is, a scalar, at least 0, likewise.
       offset: δ, how far the fast iterate is from the parameters, a tree like them, at
         least float32.
       m: first moments, likewise.
@@ -113,6 +114,7 @@ class LongrunState(NamedTuple):
     length: jax.Array
     ascent: jax.Array
     recency: jax.Array
+    usual: jax.Array
     offset: PyTree
     m: PyTree
     slow: PyTree
@@ -129,6 +131,7 @@ def longrun_transform(
     first_length: float = 0.05,
     pace: float = 0.2,
     largest: float | None = 1.0,
+    excess: float | None = 2.0,
     b1: float = 0.9,
     b1_slow: float = 0.99,
     b2: float = 0.99,
@@ -149,12 +152,13 @@ def longrun_transform(
     at the parameters, θ = (1 - B)·z + B·x, which so follow the average: its noise falls
     as 1/t, whatever the horizon. All steps have a length e^ℓ in common that grows while
     gradients point where those before did and shrinks when they turn about. It begins
-    small, and grows fast up to 1 where a network lets it: a wide one does not. How a
-    step of RMSprop of that length is shared out among coordinates was learned, from how
-    steady the gradient is at each; learned on MLPs, so it is not used where there are
-    convolutions. With t = 1, 2, …, the moments m and v as in `rnnprop_transform`, m'
-    like m with β1', RMS and cosine over all coordinates, δ = z - θ, ρ̄, τ̄ and η 0 and ℓ
-    ln F before the first step, and cosines with 0 being 0::
+    small, and grows fast up to 1 where a network lets it: a wide one does not. A single
+    gradient much larger than usual is cut. How a step of RMSprop of that length is
+    shared out among coordinates was learned, from how steady the gradient is at each;
+    learned on MLPs, so it is not used where there are convolutions. With t = 1, 2, …,
+    the moments m and v as in `rnnprop_transform`, m' like m with β1', RMS and cosine
+    over all coordinates, δ = z - θ, before the first step ρ̄, τ̄ and η 0, σ̄ 1 and ℓ
+    ln F, and cosines with 0 being 0::
 
         g̃_t, m̃_t, m̃'_t = (g_t, m̂_t, m̂'_t) / (v̂_t^(1/2) + ε)
         ρ_t = cosine(m_{t-1} / (v̂_t^(1/2) + ε), g̃_t)
@@ -168,7 +172,9 @@ def longrun_transform(
         a_t = (1, tanh(t/10) - 1, tanh(t/100) - 1, tanh(t/1000) - 1)
         λ_t = λ / (1 + t/T_λ)
         u_t = exp(clip(λ_t·f_t^T·W·a_t, -3, 3))·g̃_t
-        s_t = -α_t·min(RMS(g̃_t), S)·u_t / RMS(u_t)
+        σ_t = min(RMS(g̃_t), S)
+        s_t = -α_t·min(σ_t, E·σ̄_{t-1})·u_t / RMS(u_t)
+        σ̄_t = .95·σ̄_{t-1} + .05·σ_t
         τ̄_t = .95·τ̄_{t-1} + .05·cosine(g̃_t, δ_{t-1})
         η_t = clip(η_{t-1} - κ'·(1 - h_t)·τ̄_t, -1, 1.5)
         r_t = r·e^{η_t}
@@ -192,6 +198,7 @@ def longrun_transform(
       pace: κ, at least 0, how fast ℓ follows; 0: it stays where it begins.
       largest: S > 0, the root mean square of g̃ beyond which the step is cut; None:
         never.
+      excess: E > 0, how many times what it usually is that may be; None: any.
       b1: β1 in [0, 1), decay of the first moment.
       b1_slow: β1' in [0, 1), decay of the slow first moment.
       b2: β2 in [0, 1), decay of the second moment.
@@ -242,8 +249,9 @@ def longrun_transform(
     check_number("warmup_steps", warmup_steps, 0)
     check_number("first_length", first_length, SHORTEST, 1)
     check_number("pace", pace, 0)
-    if largest is not None:
-        check_number("largest", largest, 0, low_open=True)
+    for name, bound in (("largest", largest), ("excess", excess)):
+        if bound is not None:
+            check_number(name, bound, 0, low_open=True)
     for name, beta in (("b1", b1), ("b1_slow", b1_slow), ("b2", b2)):
         check_number(name, beta, 0, 1, high_open=True)
     check_number("eps", eps, 0)
@@ -266,10 +274,11 @@ def longrun_transform(
         dtype = jnp.result_type(jnp.float32, *dtypes)
         # One array each: a buffer cannot be donated twice.
         agreement, ascent, recency = (jnp.zeros([], dtype) for _ in range(3))
+        usual = jnp.ones([], dtype)
         length = jnp.log(jnp.asarray(first_length, dtype))
         moments = (init_moments(params) for _ in range(4))
-        scalars = (jnp.zeros([], jnp.int32), agreement, length, ascent, recency)
-        return LongrunState(*scalars, *moments)
+        scalars = (agreement, length, ascent, recency, usual)
+        return LongrunState(jnp.zeros([], jnp.int32), *scalars, *moments)
 
     @compiled_once
     def advance(updates, state):
@@ -333,6 +342,9 @@ def longrun_transform(
         size = gg * _inverse_root(gg * number)
         if largest is not None:
             size = jnp.minimum(size, largest)
+        usual = _renewed(state.usual, size)
+        if excess is not None:
+            size = jnp.minimum(size, excess * state.usual)
         common = jnp.exp(length) * size * number * _inverse_root(uu * number)
 
         def step(u, offset):
@@ -347,7 +359,7 @@ def longrun_transform(
 
         steps, offset = map_unzip(step, shares, state.offset)
         updates = jax.tree.map(lambda x, g: x.astype(g.dtype), steps, updates)
-        scalars = (agreement, length, ascent, recency)
+        scalars = (agreement, length, ascent, recency, usual)
         new = LongrunState(count, *scalars, offset, *moments)
         # Hyper-parameters may have a wider dtype than the state.
         return updates, jax.tree.map(lambda x, old: x.astype(old.dtype), new, state)
@@ -371,7 +383,8 @@ def _pace(
 ) -> tuple[jax.Array, jax.Array]:
     """ρ̄_t and ℓ_t from those before and ρ_t."""
     slowed = _slowed(count, cosine.dtype)
-    agreement = state.agreement + RENEWED * slowed * (cosine - state.agreement)
+    change = AGREEMENT_RENEWED * slowed * (cosine - state.agreement)
+    agreement = state.agreement + change
     surplus = agreement - jnp.clip(agreement, *AGREEABLE)
     hurried = jnp.where(state.length < 0, HASTE * pace, pace)
     length = state.length - FORGOTTEN * jnp.maximum(state.length, 0)
@@ -382,9 +395,14 @@ def _recency(
     state: LongrunState, rise: jax.Array, count: jax.Array, pace: float
 ) -> tuple[jax.Array, jax.Array]:
     """τ̄_t and η_t from those before and the cosine of g̃_t and δ_{t-1}."""
-    ascent = state.ascent + ASCENT_RENEWED * (rise - state.ascent)
+    ascent = _renewed(state.ascent, rise)
     change = pace * (1 - _slowed(count, rise.dtype)) * ascent
     return ascent, jnp.clip(state.recency - change, *RECENCIES)
+
+
+def _renewed(mean: jax.Array, new: jax.Array) -> jax.Array:
+    """A running mean after its next number."""
+    return mean + RENEWED * (new - mean)
 
 
 def _slowed(count: jax.Array, dtype: Any) -> jax.Array:

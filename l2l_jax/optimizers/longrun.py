@@ -198,7 +198,8 @@ def longrun_transform(
       pace: κ, at least 0, how fast ℓ follows; 0: it stays where it begins.
       largest: S > 0, the root mean square of g̃ beyond which the step is cut; None:
         never.
-      excess: E > 0, how many times what it usually is that may be; None: any.
+      excess: E > 0, how many times its running mean beyond which it is cut; None:
+        never.
       b1: β1 in [0, 1), decay of the first moment.
       b1_slow: β1' in [0, 1), decay of the slow first moment.
       b2: β2 in [0, 1), decay of the second moment.

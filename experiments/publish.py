@@ -1,6 +1,6 @@
 r"""Puts the selected weights of a run into the package, with its log and a model card.
 
-    python -m experiments.publish --workdir=experiments/results/rnnprop_seed2_mnist \
+    python -m experiments.publish --workdir=experiments/results/rnnprop_seed7_mnist \
         --name=rnnprop
 
 Seconds. The selection is the run's own rule (training loss or validation task), never a

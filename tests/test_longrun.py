@@ -55,8 +55,9 @@ def by_the_book(
     a=0.03,
     slow=0.99,
     averaging=0.9,
-    r=3.0,
+    r=6.0,
     pace=0.2,
+    doubt=2.0,
     averaging_pace=0.3,
     warmup=3.0,
     first=0.05,
@@ -67,18 +68,25 @@ def by_the_book(
     """The recursion with z and x in it; the other numbers at their defaults."""
     weights, size = np.float64(phi.factor), steps.shape[1]
     m, m_slow, v, z, x = np.zeros((5, size))
-    agreement, length, ascent, recency = 0.0, np.log(first), 0.0, 0.0
-    usual = 1.0
+    latest = agreement = noise = ascent = recency = 0.0
+    length, usual = np.log(first), 1.0
     for t, g in enumerate(steps, 1):
         v = b2 * v + (1 - b2) * g**2
         root = np.sqrt(v / (1 - b2**t)) + 1e-8
         slowed = 1 / (1 + t / 100)
-        agreement += 0.3 * slowed * (cosine(m / root, g / root) - agreement)
+        now = cosine(m / root, g / root)
+        agreement += 0.3 * slowed * (now - agreement)
+        if t >= 3:
+            noise += 0.3 * slowed * ((now - latest) ** 2 / 2 - noise)
+        latest = now
         ascent += 0.05 * (cosine(z - x, g / root) - ascent)
         recency = np.clip(recency - averaging_pace * t / (100 + t) * ascent, -1, 1.5)
-        surplus = max(agreement - 0.05, 0) + min(agreement + 0.15, 0)
-        change = (10 if length < 0 else 1) * pace * slowed * surplus
-        length = np.clip(length - 0.005 * max(length, 0) + change, -6, 3)
+        short, doubts = length < 0, doubt is not None
+        margin = doubt * np.sqrt(noise) if doubts and not short else 0.0
+        surplus = max(agreement - 0.05 - margin, 0) + min(agreement + 0.15, 0)
+        faster = 10 if short else 6 if doubts and surplus > 0 else 1
+        length += faster * pace * slowed * surplus - 0.005 * max(length, 0)
+        length = np.clip(length, -6, 0 if doubts and short else 3)
         m = 0.9 * m + 0.1 * g
         m_slow = slow * m_slow + (1 - slow) * g
         g, near, far = g / root, m / (1 - 0.9**t) / root, m_slow / (1 - slow**t) / root
@@ -117,6 +125,9 @@ def by_the_book(
         {"averaging_pace": 9.0},
         {"first_length": 0.6},
         {"excess": 0.9},
+        {"first_length": 1.0, "doubt": 0.5},
+        {"first_length": 0.9, "doubt": 0.0},
+        {"first_length": 0.9, "doubt": None},
     ],
 )
 @pytest.mark.parametrize("signals", [2, 4])
@@ -166,7 +177,7 @@ def test_a_skipped_coordinate_moves_with_its_average_alone():
     theta, state = jnp.float32(found[5]), tx.init(steps[0])
     for g in steps[:6]:
         _, state = tx.update(g, state)
-    c = 4 / (7 + 3)
+    c = 7 / (7 + 6)
     np.testing.assert_allclose(
         found[6, 1] - theta[1], c * state.offset[1], rtol=1e-4, atol=1e-8
     )
@@ -178,7 +189,7 @@ def test_what_is_learned_shares_a_step_out_and_does_not_lengthen_it():
     rules = [longrun_transform(phi, **paces) for phi in (PHI, NOMINAL)]
     states = [tx.init(steps[0]) for tx in rules]
     for t, g in enumerate(steps, 1):
-        c, taken = 4 / (t + 3), []
+        c, taken = 7 / (t + 6), []
         for i, tx in enumerate(rules):
             update, after = tx.update(g, states[i])
             taken.append((update - c * states[i].offset) / (1 - 0.9 * (1 - c)))
@@ -302,7 +313,7 @@ def test_a_gradient_much_larger_than_those_before_is_cut():
         state = tx.init(sudden)
         for g in usual:
             _, state = tx.update(g, state)
-        c = 4 / 23
+        c = 7 / 26
         return tx.update(sudden, state)[0] - c * state.offset
 
     v = (0.99 * (1 - 0.99**19) + 0.01 * 1e6) / (1 - 0.99**20)
@@ -322,7 +333,7 @@ def test_a_gradient_larger_than_usual_is_cut_to_twice_that():
         state = tx.init(sudden)
         for g in usual:
             _, state = tx.update(g, state)
-        c = 4 / 63
+        c = 7 / 66
         return tx.update(sudden, state)[0] - c * state.offset, state.usual
 
     whole, mean = last_step(None)

@@ -35,12 +35,13 @@ AGREEMENT_RENEWED = 0.3
 # Steps after which that, and the pace of the common length, have halved, and the pace
 # of the average has come half way.
 SLOWING = 100.0
-# Between these the agreement is as it should be, and the common length stays.
+# Between these the agreement is as it should be, and a common length below 1 stays.
 AGREEABLE = (-0.15, 0.05)
 # The part of its logarithm that a common length above 1 loses at a step.
 FORGOTTEN = 0.005
-# How many times faster the common length moves as long as it is below 1.
-HASTE = 10.0
+# How many times faster the common length moves as long as it is below 1, and grows
+# beyond.
+HASTE, GROWTH = 10.0, 6.0
 # Of the other running means: the part of them that is new.
 RENEWED = 0.05
 # Of the logarithm of what multiplies r.
@@ -95,8 +96,10 @@ class LongrunState(NamedTuple):
 
     Attributes:
       count: int32 scalar, steps done.
-      agreement: ρ̄, running mean of how far gradients agree with those before, a scalar
-        in [-1, 1], at least float32.
+      latest: ρ, how far the last gradient agreed with those before, a scalar in
+        [-1, 1], at least float32.
+      agreement: ρ̄, its running mean, likewise.
+      noise: ν̄, variance of ρ from step to step, a scalar, at least 0, likewise.
       length: ℓ, logarithm of the length that all steps have in common, likewise.
       ascent: τ̄, running mean of how far the loss rises from the average towards the
         fast iterate, a scalar in [-1, 1], likewise.
@@ -110,7 +113,9 @@ class LongrunState(NamedTuple):
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in optax
+    latest: jax.Array
     agreement: jax.Array
+    noise: jax.Array
     length: jax.Array
     ascent: jax.Array
     recency: jax.Array
@@ -130,6 +135,7 @@ def longrun_transform(
     warmup_steps: float = 3.0,
     first_length: float = 0.05,
     pace: float = 0.2,
+    doubt: float | None = 2.0,
     largest: float | None = 1.0,
     excess: float | None = 2.0,
     b1: float = 0.9,
@@ -137,7 +143,7 @@ def longrun_transform(
     b2: float = 0.99,
     eps: float = 1e-8,
     averaging: float = 0.9,
-    averaging_power: float = 3.0,
+    averaging_power: float = 6.0,
     averaging_pace: float = 0.3,
     learned_scale: float = 1.0,
     learned_axes: int | None = 3,
@@ -152,21 +158,24 @@ def longrun_transform(
     at the parameters, θ = (1 - B)·z + B·x, which so follow the average: its noise falls
     as 1/t, whatever the horizon. All steps have a length e^ℓ in common that grows while
     gradients point where those before did and shrinks when they turn about. It begins
-    small, and grows fast up to 1 where a network lets it: a wide one does not. A single
-    gradient much larger than usual is cut. How a step of RMSprop of that length is
+    small, and grows fast up to 1 where a network lets it: a wide one does not. Beyond 1
+    it grows only while gradients agree more than their noise explains, which on a
+    plateau they do not. A single gradient much larger than usual is cut. How a step of RMSprop of that length is
     shared out among coordinates was learned, from how steady the gradient is at each;
     learned on MLPs, so it is not used where there are convolutions. With t = 1, 2, …,
     the moments m and v as in `rnnprop_transform`, m' like m with β1', RMS and cosine
-    over all coordinates, δ = z - θ, before the first step ρ̄, τ̄ and η 0, σ̄ 1 and ℓ
-    ln F, and cosines with 0 being 0::
+    over all coordinates, δ = z - θ, before the first step ρ, ρ̄, ν̄, τ̄ and η 0, σ̄ 1 and
+    ℓ ln F, and cosines with 0 being 0::
 
         g̃_t, m̃_t, m̃'_t = (g_t, m̂_t, m̂'_t) / (v̂_t^(1/2) + ε)
         ρ_t = cosine(m_{t-1} / (v̂_t^(1/2) + ε), g̃_t)
         h_t = 1 / (1 + t/100)
         ρ̄_t = (1 - .3·h_t)·ρ̄_{t-1} + .3·h_t·ρ_t
-        κ_t = 10κ if ℓ_{t-1} < 0 else κ
-        ℓ'_t = ℓ_{t-1} - .005·max(ℓ_{t-1}, 0)
-        ℓ_t = clip(ℓ'_t + κ_t·h_t·(ρ̄_t - clip(ρ̄_t, -.15, .05)), -6, 3)
+        ν̄_t = (1 - .3·h_t)·ν̄_{t-1} + .3·h_t·(ρ_t - ρ_{t-1})²/2 from t = 3 on, else 0
+        d_t = ρ̄_t - clip(ρ̄_t, -.15, .05 + (Q·ν̄_t^(1/2) if ℓ_{t-1} ≥ 0 else 0))
+        κ_t = 10κ if ℓ_{t-1} < 0 else 6κ if d_t > 0 else κ
+        ℓ'_t = ℓ_{t-1} - .005·max(ℓ_{t-1}, 0) + κ_t·h_t·d_t
+        ℓ_t = clip(ℓ'_t, -6, 0 if ℓ_{t-1} < 0 else 3)
         α_t = α·e^{ℓ_t}·(1 - e^{-t/T_w})·(1 + t/T_α)^(-p)
         f_t = (|m̃_t|, clip(m̃_t·g̃_t, -1, 1), |m̃'_t|, clip(m̃'_t·g̃_t, -1, 1))
         a_t = (1, tanh(t/10) - 1, tanh(t/100) - 1, tanh(t/1000) - 1)
@@ -196,6 +205,9 @@ def longrun_transform(
       first_length: F in [.0025, 1], the length with which the first steps are taken;
         with `pace=0` that of all.
       pace: κ, at least 0, how fast ℓ follows; 0: it stays where it begins.
+      doubt: Q, at least 0, how many times the noise of ρ its mean must exceed for a
+        length of 1 to grow. None: as 0, with the same pace for growing as for
+        shrinking and without the halt at 1.
       largest: S > 0, the root mean square of g̃ beyond which the step is cut; None:
         never.
       excess: E > 0, how many times its running mean beyond which it is cut; None:
@@ -250,6 +262,8 @@ def longrun_transform(
     check_number("warmup_steps", warmup_steps, 0)
     check_number("first_length", first_length, SHORTEST, 1)
     check_number("pace", pace, 0)
+    if doubt is not None:
+        check_number("doubt", doubt, 0)
     for name, bound in (("largest", largest), ("excess", excess)):
         if bound is not None:
             check_number(name, bound, 0, low_open=True)
@@ -274,11 +288,12 @@ def longrun_transform(
         dtypes = [compute_dtype(leaf) for leaf in jax.tree.leaves(params)]
         dtype = jnp.result_type(jnp.float32, *dtypes)
         # One array each: a buffer cannot be donated twice.
-        agreement, ascent, recency = (jnp.zeros([], dtype) for _ in range(3))
+        zeros = (jnp.zeros([], dtype) for _ in range(5))
+        latest, agreement, noise, ascent, recency = zeros
         usual = jnp.ones([], dtype)
         length = jnp.log(jnp.asarray(first_length, dtype))
         moments = (init_moments(params) for _ in range(4))
-        scalars = (agreement, length, ascent, recency, usual)
+        scalars = (latest, agreement, noise, length, ascent, recency, usual)
         return LongrunState(jnp.zeros([], jnp.int32), *scalars, *moments)
 
     @compiled_once
@@ -335,7 +350,7 @@ def longrun_transform(
         gm, gd, gg, mm, uu, dd = sums
         # Both 0 at t = 1, where there is nothing to compare with.
         cosine = gm * _inverse_root(gg * mm)
-        agreement, length = _pace(state, cosine, count, pace)
+        agreement, noise, length = _pace(state, cosine, count, pace, doubt)
         rise = gd * _inverse_root(gg * dd)
         ascent, recency = _recency(state, rise, count, averaging_pace)
         r = averaging_power * jnp.exp(recency)
@@ -360,7 +375,7 @@ def longrun_transform(
 
         steps, offset = map_unzip(step, shares, state.offset)
         updates = jax.tree.map(lambda x, g: x.astype(g.dtype), steps, updates)
-        scalars = (agreement, length, ascent, recency, usual)
+        scalars = (cosine, agreement, noise, length, ascent, recency, usual)
         new = LongrunState(count, *scalars, offset, *moments)
         # Hyper-parameters may have a wider dtype than the state.
         return updates, jax.tree.map(lambda x, old: x.astype(old.dtype), new, state)
@@ -380,16 +395,33 @@ def _inverse_root(x: jax.Array) -> jax.Array:
 
 
 def _pace(
-    state: LongrunState, cosine: jax.Array, count: jax.Array, pace: float
-) -> tuple[jax.Array, jax.Array]:
-    """ρ̄_t and ℓ_t from those before and ρ_t."""
+    state: LongrunState,
+    cosine: jax.Array,
+    count: jax.Array,
+    pace: float,
+    doubt: float | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """ρ̄_t, ν̄_t and ℓ_t from those before and ρ_t."""
     slowed = _slowed(count, cosine.dtype)
-    change = AGREEMENT_RENEWED * slowed * (cosine - state.agreement)
-    agreement = state.agreement + change
-    surplus = agreement - jnp.clip(agreement, *AGREEABLE)
-    hurried = jnp.where(state.length < 0, HASTE * pace, pace)
-    length = state.length - FORGOTTEN * jnp.maximum(state.length, 0)
-    return agreement, jnp.clip(length + hurried * slowed * surplus, *LENGTHS)
+    renewed = AGREEMENT_RENEWED * slowed
+    agreement = state.agreement + renewed * (cosine - state.agreement)
+    variance = (cosine - state.latest) ** 2 / 2
+    # Before t = 3 one of the two is not yet a cosine.
+    renewed = jnp.where(count > 2, renewed, 0)
+    noise = state.noise + renewed * (variance - state.noise)
+    is_short = state.length < 0
+    lowest, highest = AGREEABLE
+    growth, longest = pace, LENGTHS[1]
+    if doubt is not None:
+        # The derivative of a root at 0 is infinite.
+        deviation = noise * _inverse_root(noise)
+        highest = highest + jnp.where(is_short, 0, doubt * deviation)
+        growth, longest = GROWTH * pace, jnp.where(is_short, 0, longest)
+    surplus = agreement - jnp.clip(agreement, lowest, highest)
+    beyond = jnp.where(surplus > 0, growth, pace)
+    change = jnp.where(is_short, HASTE * pace, beyond) * slowed * surplus
+    length = state.length - FORGOTTEN * jnp.maximum(state.length, 0) + change
+    return agreement, noise, jnp.clip(length, LENGTHS[0], longest)
 
 
 def _recency(

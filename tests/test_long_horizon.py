@@ -45,6 +45,20 @@ def test_a_changed_variant_is_another_cell(weights, tmp_path, monkeypatch):
     assert cells.outcome(peek._replace(weights=changed), cell).lacks == "not computed"
 
 
+def test_without_anything_learned_a_cell_is_that_of_longrun():
+    """On convolutional networks; elsewhere each has its own."""
+    entries = horizons.EVIDENCE["table ablation"].entries
+    cells_of = {(e.cell.task, e.column): e.cell.optimizer for e in entries}
+    columns = list(dict.fromkeys(entry.column for entry in entries))
+    of_mlps, of_cnns = (
+        [cells_of[task, column] for column in columns]
+        for task in ("digits_mlp", "digits_cnn_small")
+    )
+    assert len(set(of_mlps)) == len(columns)
+    assert of_cnns[:-3] == of_mlps[:-3]
+    assert of_cnns[-3:] == ["longrun"] * 3
+
+
 def result(final):
     final = np.asarray(final, float)
     return cells.Result({}, final, {"mean": float(np.nanmean(final))}, None, None)

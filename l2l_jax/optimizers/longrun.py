@@ -160,18 +160,18 @@ def longrun_transform(
     gradients point where those before did and shrinks when they turn about. It begins
     small, and grows fast up to 1 where a network lets it: a wide one does not. Beyond 1
     it grows only while gradients agree more than their noise explains, which on a
-    plateau they do not. A single gradient much larger than usual is cut. How a step of RMSprop of that length is
-    shared out among coordinates was learned, from how steady the gradient is at each;
-    learned on MLPs, so it is not used where there are convolutions. With t = 1, 2, …,
-    the moments m and v as in `rnnprop_transform`, m' like m with β1', RMS and cosine
-    over all coordinates, δ = z - θ, before the first step ρ, ρ̄, ν̄, τ̄ and η 0, σ̄ 1 and
-    ℓ ln F, and cosines with 0 being 0::
+    plateau they do not. A single gradient much larger than usual is cut. How a step of
+    RMSprop of that length is shared out among coordinates was learned, from how steady
+    the gradient is at each; learned on MLPs, so it is not used where there are
+    convolutions. With t = 1, 2, …, the moments m and v as in `rnnprop_transform`, m'
+    like m with β1', RMS and cosine over all coordinates, δ = z - θ, before the first
+    step ρ, ρ̄, ν̄, τ̄ and η 0, σ̄ 1 and ℓ ln F, and cosines with 0 being 0::
 
         g̃_t, m̃_t, m̃'_t = (g_t, m̂_t, m̂'_t) / (v̂_t^(1/2) + ε)
         ρ_t = cosine(m_{t-1} / (v̂_t^(1/2) + ε), g̃_t)
         h_t = 1 / (1 + t/100)
         ρ̄_t = (1 - .3·h_t)·ρ̄_{t-1} + .3·h_t·ρ_t
-        ν̄_t = (1 - .3·h_t)·ν̄_{t-1} + .3·h_t·(ρ_t - ρ_{t-1})²/2 from t = 3 on, else 0
+        ν̄_t = (1 - .3·h_t)·ν̄_{t-1} + .3·h_t·(ρ_t - ρ_{t-1})²/2 if t ≥ 3 else 0
         d_t = ρ̄_t - clip(ρ̄_t, -.15, .05 + (Q·ν̄_t^(1/2) if ℓ_{t-1} ≥ 0 else 0))
         κ_t = 10κ if ℓ_{t-1} < 0 else 6κ if d_t > 0 else κ
         ℓ'_t = ℓ_{t-1} - .005·max(ℓ_{t-1}, 0) + κ_t·h_t·d_t

@@ -29,8 +29,8 @@ WEIGHTS = {
 TRAINED = {name: f"longrun/{name}.npz" for name in _NAMES}
 # Other hyper-parameters for the weights of Longrun: values, or factors of the rate.
 _NOMINAL = {"learned_scale": 0.0}
-_LONG_AVERAGE = {**_NOMINAL, "averaging_power": 3.0}
-_NO_DOUBT = {**_LONG_AVERAGE, "doubt": None}
+_NO_GROWTH = {**_NOMINAL, "averaging_growth": 0.0}
+_NO_DOUBT = {**_NO_GROWTH, "doubt": None}
 _NO_EXCESS = {**_NO_DOUBT, "excess": None}
 _NO_AVERAGING_PACE = {**_NO_EXCESS, "averaging_pace": 0.0}
 _NO_PACE = {**_NO_AVERAGING_PACE, "pace": 0.0, "first_length": 1.0}
@@ -38,7 +38,7 @@ _NO_WARMUP = {**_NO_PACE, "warmup_steps": 0.0, "largest": None}
 _NO_DECAY = {**_NO_WARMUP, "decay_power": 0.0}
 CONFIGS = {
     "longrun_nominal": _NOMINAL,
-    "longrun_long_average": _LONG_AVERAGE,
+    "longrun_no_growth": _NO_GROWTH,
     "longrun_no_doubt": _NO_DOUBT,
     "longrun_no_excess": _NO_EXCESS,
     "longrun_no_averaging_pace": _NO_AVERAGING_PACE,
@@ -130,8 +130,8 @@ EVIDENCE = {
                 "longrun_no_averaging_pace": "and a length in common",
                 "longrun_no_excess": "and an average by the slope",
                 "longrun_no_doubt": "and spikes cut",
-                "longrun_long_average": "and no growth on noise",
-                "longrun_nominal": "and a shorter average: the nominal rule",
+                "longrun_no_growth": "and no longer on noise",
+                "longrun_nominal": "and an average ever shorter: the nominal rule",
                 "longrun_signals2": "and shares learned from m̃",
                 "longrun": "and from m̃': Longrun",
             },

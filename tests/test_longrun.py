@@ -14,6 +14,8 @@ from l2l_jax.optimizers.longrun import longrun_sizes
 # Large enough that the bound of the factor is met.
 PHI = jax.tree.map(lambda w: 4 * w, random_weights("longrun"))
 NOMINAL = longrun_init()
+# An average that weights z_t by t^3 throughout.
+STEADY_AVERAGE = {"averaging_pace": 0.0, "averaging_growth": 0.0}
 # Steps that know nothing of those at other coordinates, but for their length.
 EVEN = {
     "warmup_steps": 0.0,
@@ -21,7 +23,7 @@ EVEN = {
     "pace": 0.0,
     "largest": None,
     "excess": None,
-    "averaging_pace": 0.0,
+    **STEADY_AVERAGE,
 }
 STEPS = np.random.default_rng(0).normal(size=(12, 5)) * [1e-3, 0.1, 1, 10, 0]
 
@@ -55,7 +57,8 @@ def by_the_book(
     a=0.03,
     slow=0.99,
     averaging=0.9,
-    r=6.0,
+    r=3.0,
+    growth=2.0,
     pace=0.2,
     doubt=2.0,
     averaging_pace=0.3,
@@ -109,7 +112,7 @@ def by_the_book(
         u = np.exp(np.clip(log, -3, 3)) * g
         s = -alpha * u / np.sqrt(np.mean(u**2))
         z = z + s
-        power = r * np.exp(recency)
+        power = r * (1 + growth * t / (100 + t)) * np.exp(recency)
         c = (power + 1) / (t + power)
         x = (1 - c) * x + c * z
         yield (1 - averaging) * z + averaging * x
@@ -123,6 +126,7 @@ def by_the_book(
         EVEN,
         {"pace": 4.0, "warmup_steps": 2.0, "largest": 0.5},
         {"averaging_pace": 9.0},
+        {"averaging_growth": 50.0},
         {"first_length": 0.6},
         {"excess": 0.9},
         {"first_length": 1.0, "doubt": 0.5},
@@ -137,6 +141,7 @@ def test_the_recursion(options, signals, x64):
     found = walk(longrun_transform(phi, **options))
     written = {
         "averaging_power": "r",
+        "averaging_growth": "growth",
         "b1_slow": "slow",
         "warmup_steps": "warmup",
         "first_length": "first",
@@ -171,13 +176,13 @@ def test_without_the_learned_part_it_is_the_nominal_rule(options):
 def test_a_skipped_coordinate_moves_with_its_average_alone():
     steps = np.float32(STEPS[:, 1:4])
     steps[6, 1] = np.nan
-    tx = longrun_transform(PHI, averaging_pace=0.0, skip_nonfinite=True)
+    tx = longrun_transform(PHI, skip_nonfinite=True, **STEADY_AVERAGE)
     found = walk(tx, steps)
     assert np.isfinite(found).all()
     theta, state = jnp.float32(found[5]), tx.init(steps[0])
     for g in steps[:6]:
         _, state = tx.update(g, state)
-    c = 7 / (7 + 6)
+    c = 4 / (7 + 3)
     np.testing.assert_allclose(
         found[6, 1] - theta[1], c * state.offset[1], rtol=1e-4, atol=1e-8
     )
@@ -185,11 +190,11 @@ def test_a_skipped_coordinate_moves_with_its_average_alone():
 
 def test_what_is_learned_shares_a_step_out_and_does_not_lengthen_it():
     steps = jnp.float32(STEPS)
-    paces = {"pace": 0.0, "averaging_pace": 0.0}
+    paces = {"pace": 0.0, **STEADY_AVERAGE}
     rules = [longrun_transform(phi, **paces) for phi in (PHI, NOMINAL)]
     states = [tx.init(steps[0]) for tx in rules]
     for t, g in enumerate(steps, 1):
-        c, taken = 7 / (t + 6), []
+        c, taken = 4 / (t + 3), []
         for i, tx in enumerate(rules):
             update, after = tx.update(g, states[i])
             taken.append((update - c * states[i].offset) / (1 - 0.9 * (1 - c)))
@@ -337,12 +342,12 @@ def test_a_gradient_much_larger_than_those_before_is_cut():
     *usual, sudden = jnp.ones((20, 4)).at[19].set(1e3)
 
     def last_step(largest):
-        options = {"averaging_pace": 0.0, "largest": largest, "excess": None}
+        options = {"largest": largest, "excess": None, **STEADY_AVERAGE}
         tx = longrun_transform(NOMINAL, **options)
         state = tx.init(sudden)
         for g in usual:
             _, state = tx.update(g, state)
-        c = 7 / 26
+        c = 4 / 23
         return tx.update(sudden, state)[0] - c * state.offset
 
     v = (0.99 * (1 - 0.99**19) + 0.01 * 1e6) / (1 - 0.99**20)
@@ -358,11 +363,11 @@ def test_a_gradient_larger_than_usual_is_cut_to_twice_that():
     *usual, sudden = 0.01 * jnp.ones((60, 4)).at[0].set(100.0).at[59].set(100.0)
 
     def last_step(excess):
-        tx = longrun_transform(NOMINAL, averaging_pace=0.0, excess=excess)
+        tx = longrun_transform(NOMINAL, excess=excess, **STEADY_AVERAGE)
         state = tx.init(sudden)
         for g in usual:
             _, state = tx.update(g, state)
-        c = 7 / 66
+        c = 4 / 63
         return tx.update(sudden, state)[0] - c * state.offset, state.usual
 
     whole, mean = last_step(None)
@@ -426,6 +431,7 @@ def test_skipping_keeps_the_derivative_finite():
         ({"b1_slow": 1.0}, "b1_slow"),
         ({"averaging": 1.5}, "averaging"),
         ({"averaging_power": -1.0}, "averaging_power"),
+        ({"averaging_growth": -1.0}, "averaging_growth"),
         ({"averaging_pace": -1.0}, "averaging_pace"),
         ({"learned_scale": float("nan")}, "learned_scale"),
         ({"learned_axes": 0}, "learned_axes"),

@@ -33,7 +33,7 @@ SHORTEST = 0.0025
 # Of the running mean of how far gradients agree: the part of it that is new, at first.
 AGREEMENT_RENEWED = 0.3
 # Steps after which that, and the pace of the common length, have halved, and the pace
-# of the average has come half way.
+# and the growth of the average have come half way.
 SLOWING = 100.0
 # Between these the agreement is as it should be, and a common length below 1 stays.
 AGREEABLE = (-0.15, 0.05)
@@ -143,7 +143,8 @@ def longrun_transform(
     b2: float = 0.99,
     eps: float = 1e-8,
     averaging: float = 0.9,
-    averaging_power: float = 6.0,
+    averaging_power: float = 3.0,
+    averaging_growth: float = 2.0,
     averaging_pace: float = 0.3,
     learned_scale: float = 1.0,
     learned_axes: int | None = 3,
@@ -186,7 +187,7 @@ def longrun_transform(
         σ̄_t = .95·σ̄_{t-1} + .05·σ_t
         τ̄_t = .95·τ̄_{t-1} + .05·cosine(g̃_t, δ_{t-1})
         η_t = clip(η_{t-1} - κ'·(1 - h_t)·τ̄_t, -1, 1.5)
-        r_t = r·e^{η_t}
+        r_t = r·(1 + G·(1 - h_t))·e^{η_t}
         c_t = (r_t + 1) / (t + r_t)
         Δθ_t = c_t·δ_{t-1} + (1 - B·(1 - c_t))·s_t
         δ_t = (1 - c_t)·(δ_{t-1} + B·s_t)
@@ -218,6 +219,7 @@ def longrun_transform(
       eps: ε, at least 0, in the unit of the gradient.
       averaging: B in [0, 1]; 0: no averaging, θ is z.
       averaging_power: r, at least 0: the average weights z_t by about t^r at first.
+      averaging_growth: G, at least 0: and by t^((1 + G)·r) after hundreds of steps.
       averaging_pace: κ', at least 0, how fast η follows; 0: r stays what it is.
       learned_scale: λ; 0 is the nominal rule.
       learned_axes: A >= 1. A tree in which a leaf has more axes, as the kernel of a
@@ -272,6 +274,7 @@ def longrun_transform(
     check_number("eps", eps, 0)
     check_number("averaging", averaging, 0, 1)
     check_number("averaging_power", averaging_power, 0)
+    check_number("averaging_growth", averaging_growth, 0)
     check_number("averaging_pace", averaging_pace, 0)
     check_number("learned_scale", learned_scale)
     if learned_axes is not None:
@@ -354,6 +357,7 @@ def longrun_transform(
         rise = gd * _inverse_root(gg * dd)
         ascent, recency = _recency(state, rise, count, averaging_pace)
         r = averaging_power * jnp.exp(recency)
+        r *= 1 + averaging_growth * (1 - _slowed(count, r.dtype))
         number = float(sum(leaf.size for leaf in leaves[0]))
         size = gg * _inverse_root(gg * number)
         if largest is not None:

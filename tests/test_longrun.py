@@ -295,7 +295,7 @@ def test_beyond_1_it_grows_where_agreement_is_more_than_noise(
     noise = jax.random.normal(jax.random.key(0), (200, coordinates))
     found = lengths(0.3 + noise, first_length=1.0, doubt=doubt)
     assert (found.max() > 2) == grows
-    assert grows or found.max() == 1
+    assert grows or found.max() < 1.2
 
 
 def test_the_length_is_of_all_leaves_together_and_of_no_scale():

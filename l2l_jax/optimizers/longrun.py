@@ -154,19 +154,20 @@ def longrun_transform(
     r"""The Longrun optimizer as an optax transformation.
 
     Two iterates: a fast one, z, takes steps that hardly anneal, and x averages it,
-    later steps counting more: the more so while the loss falls from x towards z, which
-    is then ahead, the less while it rises, where z is but noisier. Gradients are taken
-    at the parameters, θ = (1 - B)·z + B·x, which so follow the average: its noise falls
-    as 1/t, whatever the horizon. All steps have a length e^ℓ in common that grows while
-    gradients point where those before did and shrinks when they turn about. It begins
-    small, and grows fast up to 1 where a network lets it: a wide one does not. Beyond 1
-    it grows only while gradients agree more than their noise explains, which on a
-    plateau they do not. A single gradient much larger than usual is cut. How a step of
-    RMSprop of that length is shared out among coordinates was learned, from how steady
-    the gradient is at each; learned on MLPs, so it is not used where there are
-    convolutions. With t = 1, 2, …, the moments m and v as in `rnnprop_transform`, m'
-    like m with β1', RMS and cosine over all coordinates, δ = z - θ, before the first
-    step ρ, ρ̄, ν̄, τ̄ and η 0, σ̄ 1 and ℓ ln F, and cosines with 0 being 0::
+    later steps counting more: the more so the longer a run has lasted, and while the
+    loss falls from x towards z, which is then ahead; the less while it rises, where z
+    is but noisier. Gradients are taken at the parameters, θ = (1 - B)·z + B·x, which so
+    follow the average: its noise falls as 1/t, whatever the horizon. All steps have a
+    length e^ℓ in common that grows while gradients point where those before did and
+    shrinks when they turn about. It begins small, and grows fast up to 1 where a
+    network lets it: a wide one does not. Beyond 1 it grows only while gradients agree
+    more than their noise explains, which on a plateau they do not. A single gradient
+    much larger than usual is cut. How a step of RMSprop of that length is shared out
+    among coordinates was learned, from how steady the gradient is at each; learned on
+    MLPs, so it is not used where there are convolutions. With t = 1, 2, …, the moments
+    m and v as in `rnnprop_transform`, m' like m with β1', RMS and cosine over all
+    coordinates, δ = z - θ, before the first step ρ, ρ̄, ν̄, τ̄ and η 0, σ̄ 1 and ℓ ln F,
+    and cosines with 0 being 0::
 
         g̃_t, m̃_t, m̃'_t = (g_t, m̂_t, m̂'_t) / (v̂_t^(1/2) + ε)
         ρ_t = cosine(m_{t-1} / (v̂_t^(1/2) + ε), g̃_t)

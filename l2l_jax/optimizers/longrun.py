@@ -415,14 +415,15 @@ def _pace(
     renewed = jnp.where(count > 2, renewed, 0)
     noise = state.noise + renewed * (variance - state.noise)
     is_short = state.length < 0
-    lowest, highest = AGREEABLE
-    growth, longest = pace, LENGTHS[1]
+    growth, margin = pace, jnp.zeros_like(noise)
+    longest = jnp.full_like(noise, LENGTHS[1])
     if doubt is not None:
         # The derivative of a root at 0 is infinite.
         deviation = noise * _inverse_root(noise)
-        highest = highest + jnp.where(is_short, 0, doubt * deviation)
-        growth, longest = GROWTH * pace, jnp.where(is_short, 0, longest)
-    surplus = agreement - jnp.clip(agreement, lowest, highest)
+        growth, margin = GROWTH * pace, jnp.where(is_short, 0, doubt * deviation)
+        longest = jnp.where(is_short, 0, longest)
+    lowest, highest = AGREEABLE
+    surplus = agreement - jnp.clip(agreement, lowest, highest + margin)
     beyond = jnp.where(surplus > 0, growth, pace)
     change = jnp.where(is_short, HASTE * pace, beyond) * slowed * surplus
     length = state.length - FORGOTTEN * jnp.maximum(state.length, 0) + change

@@ -445,8 +445,8 @@ def test_bad_arguments_are_refused_by_name(options, text):
 
 def test_hyper_parameters_of_a_wider_dtype_leave_the_state_its_own(x64):
     g = jnp.ones(3, jnp.float32)
-    names = ("step_size", "eps", "averaging", "averaging_pace", "pace", "doubt")
-    values = {name: np.float64(0.5) for name in names}
+    names = ("step_size", "eps", "averaging", "averaging_pace", "pace", "decay_steps")
+    values = {name: np.float64(0.5) for name in (*names, "doubt", "averaging_growth")}
     tx = longrun_transform(NOMINAL, **values)
     state = tx.init(g)
     _, new = tx.update(g, state)

@@ -207,9 +207,9 @@ def longrun_transform(
       first_length: F in [.0025, 1], the length with which the first steps are taken;
         with `pace=0` that of all.
       pace: κ, at least 0, how fast ℓ follows; 0: it stays where it begins.
-      doubt: Q, at least 0, how many times the noise of ρ its mean must exceed for a
-        length of 1 to grow. None: as 0, with the same pace for growing as for
-        shrinking and without the halt at 1.
+      doubt: Q, at least 0: for a length of 1 or more to grow, the mean of ρ must exceed
+        .05 by so many times the noise of ρ. None: as 0, with the same pace for growing
+        as for shrinking and without the halt at 1.
       largest: S > 0, the root mean square of g̃ beyond which the step is cut; None:
         never.
       excess: E > 0, how many times its running mean beyond which it is cut; None:
@@ -221,7 +221,7 @@ def longrun_transform(
       averaging: B in [0, 1]; 0: no averaging, θ is z.
       averaging_power: r, at least 0: the average weights z_t by about t^r at first.
       averaging_growth: G, at least 0: and by t^((1 + G)·r) after hundreds of steps.
-      averaging_pace: κ', at least 0, how fast η follows; 0: r stays what it is.
+      averaging_pace: κ', at least 0, how fast η follows; 0: η stays 0.
       learned_scale: λ; 0 is the nominal rule.
       learned_axes: A >= 1. A tree in which a leaf has more axes, as the kernel of a
         convolution over images has, is given the nominal rule; the same parameters as

@@ -5,10 +5,13 @@ horizon, those that know the horizon at their best peak rates, and the optimizer
 papers. No published number stands beside these cells.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import l2l_jax
 from experiments import task_table
 from experiments.paper import LEARNED, TRADITIONAL, Cell, Entry, Evidence
+from experiments.weights import Weights
 
 OURS = {"longrun": "Longrun"}
 NOMINAL = {"longrun_nominal": "nominal rule"}
@@ -52,6 +55,7 @@ _SHARES = ("longrun_nominal", "longrun_signals2")
 FACTORS = {"longrun_quarter": 0.25, "longrun_fourfold": 4.0}
 RATES = {name: f"rate x {factor:g}" for name, factor in FACTORS.items()}
 
+FEWER = 101  # steps from which there are fewer runs
 SHORT = tuple(test for test in task_table.PAPER_TESTS if test[1] == 100)
 LONG = (
     ("mnist_mlp", 2_000),
@@ -161,3 +165,26 @@ EVIDENCE = {
         "curves",
     ),
 }
+
+
+def with_variants(
+    weights: Mapping[str, Weights],
+) -> dict[str, Weights]:
+    """Besides, Longrun without parts of it, and with other rates."""
+    found = dict(weights)
+    if "longrun" not in found:
+        return found
+    ours = found["longrun"]
+
+    def variant(what: str, **changes: Any) -> Weights:
+        learned = ours.learned._replace(config={**ours.learned.config, **changes})
+        return ours._replace(learned=learned, what=what, changes=changes)
+
+    for name, config in CONFIGS.items():
+        changes = ", ".join(f"{key} = {value}" for key, value in config.items())
+        found[name] = variant(f"Longrun with {changes}", **config)
+    default = l2l_jax.longrun_transform.__kwdefaults__["step_size"]
+    for name, factor in FACTORS.items():
+        rate = factor * ours.learned.config.get("step_size", default)
+        found[name] = variant(f"Longrun, rate times {factor:g}", step_size=rate)
+    return found

@@ -25,40 +25,15 @@ import jax
 import numpy as np
 from absl import flags
 
-import l2l_jax
 from experiments import cells, common, horizons, paper, report, reproduce
-from experiments.weights import Weights, read_weights
+from experiments.weights import read_weights
 
 FLAGS = flags.FLAGS  # those of `reproduce`
 FLAGS.set_default("outdir", "runs/long_horizon")
 
 TITLE = "Longrun against the best of each group"
 RISES = "Where long runs end above their own lowest"
-LONG = 101  # steps from which there are fewer runs
 TWENTIETH = 20
-
-
-def with_variants(
-    weights: Mapping[str, Weights],
-) -> dict[str, Weights]:
-    """Besides, Longrun without parts of it, and with other rates."""
-    found = dict(weights)
-    if "longrun" not in found:
-        return found
-    ours = found["longrun"]
-
-    def variant(what: str, **changes: Any) -> Weights:
-        learned = ours.learned._replace(config={**ours.learned.config, **changes})
-        return ours._replace(learned=learned, what=what, changes=changes)
-
-    for name, config in horizons.CONFIGS.items():
-        changes = ", ".join(f"{key} = {value}" for key, value in config.items())
-        found[name] = variant(f"Longrun with {changes}", **config)
-    default = l2l_jax.longrun_transform.__kwdefaults__["step_size"]
-    for name, factor in horizons.FACTORS.items():
-        rate = factor * ours.learned.config.get("step_size", default)
-        found[name] = variant(f"Longrun, rate times {factor:g}", step_size=rate)
-    return found
 
 
 def compare(ours: cells.Result, other: cells.Result) -> tuple[float, float, str]:
@@ -132,7 +107,7 @@ def rises(found: Mapping[paper.Cell, cells.Result]) -> list[dict[str, Any]]:
             "last twentieth over the lowest": rise(result.curve["mean"]),
         }
         for cell, result in found.items()
-        if cell.optimizer in names and cell.steps >= LONG
+        if cell.optimizer in names and cell.steps >= horizons.FEWER
     ]
 
 
@@ -146,7 +121,9 @@ def main(argv: list[str]) -> None:
     weights = read_weights(
         FLAGS.weights, FLAGS.weights_dir, horizons.WEIGHTS, horizons.TRAINED
     )
-    lab = reproduce.laboratory(directory, with_variants(weights), LONG)
+    lab = reproduce.laboratory(
+        directory, horizons.with_variants(weights), horizons.FEWER
+    )
     print(f"writing to {directory}, on {jax.devices()[0].device_kind}")
     lacking = reproduce.reproduce(lab, wanted, directory)
     peek, most = lab._replace(compute=False), reproduce.QUICK_STEPS

@@ -15,7 +15,7 @@ def weights(tmp_path):
     phi = random_weights("longrun")
     save(tmp_path / "longrun.npz", Learned("longrun", phi, {"step_size": 0.02}))
     found = read_weights([], tmp_path, horizons.WEIGHTS)
-    return long_horizon.with_variants(found)
+    return horizons.with_variants(found)
 
 
 def test_variants_have_the_same_weights(weights):
@@ -41,7 +41,7 @@ def test_a_changed_variant_is_another_cell(weights, tmp_path, monkeypatch):
     peek = lab._replace(compute=False)
     assert cells.outcome(peek, cell).lacks is None
     monkeypatch.setitem(horizons.CONFIGS, "longrun_nominal", {"averaging": 2.0})
-    changed = long_horizon.with_variants({"longrun": weights["longrun"]})
+    changed = horizons.with_variants({"longrun": weights["longrun"]})
     assert cells.outcome(peek._replace(weights=changed), cell).lacks == "not computed"
 
 
@@ -142,7 +142,7 @@ def test_a_comparison_from_nothing(weights, tmp_path):
 
 
 def test_fewer_runs_of_long_horizons(weights, tmp_path):
-    lab = cells.Laboratory(tmp_path, weights, long=long_horizon.LONG)
+    lab = cells.Laboratory(tmp_path, weights, long=horizons.FEWER)
     numbers = {
         test: cells.number_of_runs(lab, paper.Cell(*test, "longrun"))
         for test in (*horizons.SHORT, *horizons.LONG)

@@ -1,0 +1,93 @@
+"""Cells that are stored, computed once more from nothing, and how far both agree."""
+
+import pathlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import cells, common, paper, report
+
+
+class Stored(NamedTuple):
+    """A cell that was measured before.
+
+    Attributes:
+      lab: by which.
+      cell: what.
+      outcome: what came out.
+    """
+
+    lab: cells.Laboratory
+    cell: paper.Cell
+    outcome: cells.Outcome
+
+
+def stored(
+    labs: Iterable[tuple[cells.Laboratory, Mapping[str, paper.Evidence]]],
+    *limits: Collection[str | int] | None,
+) -> list[Stored]:
+    """What is there of the cells of tables and figures, each once.
+
+    Args:
+      labs: those that read, each with the evidence whose cells it has.
+      limits: tasks, steps, optimizers; None: all.
+    """
+    found = {}
+    for lab, tables in labs:
+        for cell in (entry.cell for one in tables.values() for entry in one.entries):
+            key = cell, cells.number_of_runs(lab, cell)
+            wanted = (x is None or y in x for x, y in zip(limits, cell, strict=True))
+            if key not in found and all(wanted):
+                found[key] = Stored(lab, cell, cells.outcome(lab, cell))
+    return [one for one in found.values() if one.outcome.result]
+
+
+def alike(first, second) -> str:
+    """How many of some things are equal."""
+    equal = [a == b or (a != a and b != b) for a, b in zip(first, second, strict=True)]
+    return f"{sum(equal)} of {len(equal)}"
+
+
+def compare(one: Stored, now: cells.Outcome) -> dict[str, Any]:
+    """One row: how far what came out now is what came out then."""
+    then = one.outcome
+    row = {**one.cell._asdict(), "runs": len(then.result.final)}
+    row["stored"] = then.result.statistics["mean"]
+    row |= dict.fromkeys(("anew", "difference", "runs alike"))
+    if now.result:
+        row["anew"] = now.result.statistics["mean"]
+        if None not in (row["stored"], row["anew"]):
+            row["difference"] = row["anew"] / row["stored"] - 1
+        row["runs alike"] = alike(then.result.final, now.result.final)
+    row |= dict.fromkeys(("rate", "rate anew", "rates alike"))
+    if then.tuning and now.tuning:
+        row |= {"rate": then.tuning.best_rate, "rate anew": now.tuning.best_rate}
+        # A grid that goes on beyond an end may have gone on elsewhere.
+        losses = [
+            {x["rate"]: x["mean"] for x in t.table} for t in (then.tuning, now.tuning)
+        ]
+        rates = sorted(losses[0] | losses[1])
+        row["rates alike"] = alike(
+            *([some.get(rate, "not tried") for rate in rates] for some in losses)
+        )
+    return row
+
+
+def write(rows: list[dict[str, Any]], directory: pathlib.Path) -> None:
+    """Both files."""
+    device = jax.devices()[0].device_kind
+    text = f"# Cells computed once more\n\n{report.table(rows, list(rows[0]))}\n"
+    text += f"\njax {jax.__version__}, {device}.\n"
+    report.write_csv(directory / "repeat.csv", rows)
+    report.write(directory / "repeat.md", lambda file: file.write_text(text))
+
+
+def repeat(chosen: Sequence[Stored], directory: pathlib.Path) -> list[dict[str, Any]]:
+    """Computes into the directory, and writes after each cell."""
+    rows = []
+    for one in common.progress(chosen, lambda one: " ".join(map(str, one.cell))):
+        lab = one.lab._replace(directory=directory / "cells", compute=True)
+        rows.append(compare(one, cells.outcome(lab, one.cell)))
+        write(rows, directory)
+    return rows

@@ -10,7 +10,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -280,7 +280,7 @@ def tuned(lab: Laboratory, cell: paper.Cell) -> Tuning:
 
     The grid is that of the paper's authors; it goes on at its ends for tests that are
     not theirs. Convolutional networks have one run a rate, then three at each of the
-    best three.
+    best three, and at those beyond an end that is the best.
     """
     num_runs = tuning_runs(lab, cell)
     theirs = (cell.task, cell.steps) in task_table.PAPER_TESTS
@@ -307,24 +307,49 @@ def tuned(lab: Laboratory, cell: paper.Cell) -> Tuning:
     ):
         return found
     return refined(
-        found, lambda rate: measure(lab, cell, rate, 3, tuning=True).summary()
+        found,
+        lambda rate: measure(lab, cell, rate, 3, tuning=True).summary(),
+        grid.get("beyond", 0),
     )
 
 
-def refined(found: Tuning, again) -> Tuning:
-    """Decides among the best three rates by `again(rate)`, a summary of more runs."""
+def refined(
+    found: Tuning, again: Callable[[float], dict[str, Any]], beyond: int = 0
+) -> Tuning:
+    """Decides among the best three rates by `again(rate)`, a summary of more runs.
+
+    If the best of them is at an end, the grid 2^(-k/2) goes on there by one k after the
+    other until the last is not the best, at most `beyond` times.
+    """
     rows = sorted(
         (row for row in found.table if not row["not_finite"]),
         key=lambda row: row["mean"],
     )
-    better = {
-        row["rate"]: {"rate": row["rate"], **again(row["rate"])} for row in rows[:3]
-    }
-    finite = [row for row in better.values() if not row["not_finite"]]
-    best = min(finite, key=lambda row: row["mean"])["rate"] if finite else None
     rates = [row["rate"] for row in found.table]
-    table = [better.get(row["rate"], row) for row in found.table]
-    return Tuning(found.name, best, best in (min(rates), max(rates)), table)
+    better = {}
+
+    def score(rate: float) -> float:
+        row = better[rate]
+        return math.inf if row["not_finite"] else row["mean"]
+
+    def best_with(new: Sequence[float]) -> float:
+        better.update({rate: {"rate": rate, **again(rate)} for rate in new})
+        return min(better, key=score)
+
+    best = best_with([row["rate"] for row in rows[:3]])
+    for _ in range(beyond):
+        way = {min(rates): 1, max(rates): -1}.get(best, 0)
+        if not way or math.isinf(score(best)):
+            break
+        rates.append(2.0 ** (-(round(-2 * math.log2(best)) + way) / 2))
+        best = best_with(rates[-1:])
+    table = {row["rate"]: row for row in found.table} | better
+    return Tuning(
+        found.name,
+        best if math.isfinite(score(best)) else None,
+        best in (min(rates), max(rates)),
+        [table[rate] for rate in sorted(table, reverse=True)],
+    )
 
 
 def outcome(lab: Laboratory, cell: paper.Cell) -> Outcome:

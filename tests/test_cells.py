@@ -24,6 +24,35 @@ def test_convolutional_rates_are_decided_by_more_runs():
     assert [row["mean"] for row in found.table] == [5.0, 2.5, 2.6, 2.4, 9.0]
 
 
+@pytest.mark.parametrize("end", [1, -1])
+@pytest.mark.parametrize(
+    ("beyond", "best", "edge", "tried"),
+    [(0, 0, True, 3), (1, 1, True, 4), (9, 2, False, 6)],
+)
+def test_they_go_on_beyond_an_end_that_more_runs_find_the_best(
+    end, beyond, best, edge, tried
+):
+    """Rates 2^(-k/2); by one run k = 1 is the best of -1, 0, 1, by three it is 0."""
+    rate = lambda k: 2.0 ** (-end * k / 2)
+    one = {rate(-2): 3.0, rate(-1): 1.0, rate(0): 2.0}
+    table = [
+        {"rate": r, "mean": one[r], "not_finite": 0} for r in sorted(one, reverse=True)
+    ]
+    asked = []
+
+    def again(r):
+        asked.append(r)
+        k = round(-end * 2 * np.log2(r))
+        return {"mean": abs(k - 2) + 1.0, "not_finite": k == 4}
+
+    found = cells.refined(Tuning("sgd", rate(-1), False, table), again, beyond)
+    assert found.best_rate == pytest.approx(rate(best))
+    assert found.edge == edge
+    assert len(asked) == len(set(asked)) == len(found.table) == tried
+    rates = [row["rate"] for row in found.table]
+    assert rates == sorted(rates, reverse=True)
+
+
 def test_condensed_curves():
     curves = np.vstack(
         [np.arange(1201.0), np.arange(1201.0) + 2, np.full(1201, np.nan)]

@@ -43,7 +43,7 @@ def stored(
     return [one for one in found.values() if one.outcome.result]
 
 
-def alike(first, second) -> str:
+def alike(first: Iterable[Any], second: Iterable[Any]) -> str:
     """How many of some things are equal."""
     equal = [a == b or (a != a and b != b) for a, b in zip(first, second, strict=True)]
     return f"{sum(equal)} of {len(equal)}"

@@ -75,7 +75,7 @@ def by_the_book(
     length, usual = np.log(first), 1.0
     for t, g in enumerate(steps, 1):
         v = b2 * v + (1 - b2) * g**2
-        root = np.sqrt(v / (1 - b2**t)) + 1e-8
+        root = np.sqrt(v / (1 - b2**t)) + 1e-16
         slowed = 1 / (1 + t / 100)
         now = cosine(m / root, g / root)
         agreement += 0.3 * slowed * (now - agreement)
@@ -154,14 +154,14 @@ def test_the_recursion(options, signals, x64):
 def test_unlearned_it_is_schedule_free_rmsprop(x64):
     """optax's, whose average counts all steps alike, r = 0."""
     options = {"decay_power": 0.0, "averaging_power": 0.0, **EVEN}
-    rmsprop = optax.chain(optax.scale_by_adam(0.0, 0.99), optax.scale(-0.03))
+    rmsprop = optax.chain(optax.scale_by_adam(0.0, 0.99, 1e-16), optax.scale(-0.03))
     theirs = optax.contrib.schedule_free(rmsprop, 1.0, b1=0.9, weight_lr_power=0.0)
     ours = walk(longrun_transform(NOMINAL, **options))
     np.testing.assert_allclose(ours, walk(theirs), rtol=1e-9, atol=1e-12)
 
 
 def test_without_averaging_it_is_rmsprop(x64):
-    rmsprop = optax.chain(optax.scale_by_adam(0.0, 0.99), optax.scale(-0.03))
+    rmsprop = optax.chain(optax.scale_by_adam(0.0, 0.99, 1e-16), optax.scale(-0.03))
     ours = walk(longrun_transform(NOMINAL, averaging=0.0, decay_power=0.0, **EVEN))
     np.testing.assert_allclose(ours, walk(rmsprop), rtol=1e-12, atol=1e-15)
 
@@ -374,6 +374,16 @@ def test_a_gradient_larger_than_usual_is_cut_to_twice_that():
     cut, _ = last_step(2.0)
     assert jnp.linalg.norm(cut) < 0.5 * jnp.linalg.norm(whole)
     np.testing.assert_allclose(cut, whole * 2 * mean, rtol=1e-4)
+
+
+def test_a_gradient_that_all_but_vanishes_counts_as_any_other():
+    """As those of the first layers of a deep sigmoid network do."""
+    steps = np.float32(STEPS[:, 1:4]) * [1, 1e-12, 1]
+    found = walk(longrun_transform(PHI), np.float32(steps))
+    usual = walk(longrun_transform(PHI), np.float32(STEPS[:, 1:4]))
+    np.testing.assert_allclose(found, usual, rtol=0.01, atol=1e-5)
+    held = walk(longrun_transform(PHI, eps=1e-8), np.float32(steps))
+    assert np.abs(held[:, 1]).max() < 0.01 * np.abs(usual[:, 1]).max()
 
 
 def test_after_a_pause_of_gradients_steps_are_soon_what_they_were():

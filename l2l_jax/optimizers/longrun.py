@@ -141,7 +141,7 @@ def longrun_transform(
     b1: float = 0.9,
     b1_slow: float = 0.99,
     b2: float = 0.99,
-    eps: float = 1e-8,
+    eps: float = 1e-16,
     averaging: float = 0.9,
     averaging_power: float = 3.0,
     averaging_growth: float = 2.0,
@@ -217,7 +217,8 @@ def longrun_transform(
       b1: β1 in [0, 1), decay of the first moment.
       b1_slow: β1' in [0, 1), decay of the slow first moment.
       b2: β2 in [0, 1), decay of the second moment.
-      eps: ε, at least 0, in the unit of the gradient.
+      eps: ε, at least 0, in the unit of the gradient. Coordinates whose gradients are
+        smaller stand still; with 1e-8 the first layers of a deep sigmoid network do.
       averaging: B in [0, 1]; 0: no averaging, θ is z.
       averaging_power: r, at least 0: the average weights z_t by about t^r at first.
       averaging_growth: G, at least 0: and by t^((1 + G)·r) after hundreds of steps.

@@ -3,7 +3,7 @@ r"""Who trains an optimizer best: Adam, a learned optimizer, or its equal, in tu
     python -m experiments.bench_mutual --outdir=runs/mutual
 
 Eight minutes on one core with other jobs beside; expect Adam (.6) and two after Adam
-ahead, what ships behind them (.63, 1) by less than its errors, two fresh ones at .8.
+ahead, what ships behind them (.63, .8) by less than its errors, two fresh ones at .8.
 
 A fresh RNNprop learns on a small task, and the outer optimizer is Adam at the papers'
 rate, Adam, the RNNprop or the Longrun that ships, or another RNNprop that learns

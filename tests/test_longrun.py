@@ -378,11 +378,12 @@ def test_a_gradient_larger_than_usual_is_cut_to_twice_that():
 
 def test_a_gradient_that_all_but_vanishes_counts_as_any_other():
     """As those of the first layers of a deep sigmoid network do."""
-    steps = np.float32(STEPS[:, 1:4]) * [1, 1e-12, 1]
-    found = walk(longrun_transform(PHI), np.float32(steps))
-    usual = walk(longrun_transform(PHI), np.float32(STEPS[:, 1:4]))
+    steps = np.float32(STEPS[:, 1:4])
+    vanishing = steps * np.float32([1, 1e-12, 1])
+    usual = walk(longrun_transform(PHI), steps)
+    found = walk(longrun_transform(PHI), vanishing)
     np.testing.assert_allclose(found, usual, rtol=0.01, atol=1e-5)
-    held = walk(longrun_transform(PHI, eps=1e-8), np.float32(steps))
+    held = walk(longrun_transform(PHI, eps=1e-8), vanishing)
     assert np.abs(held[:, 1]).max() < 0.01 * np.abs(usual[:, 1]).max()
 
 

@@ -36,23 +36,6 @@ RISES = "Where long runs end above their own lowest"
 TWENTIETH = 20
 
 
-def compare(ours: cells.Result, other: cells.Result) -> tuple[float, float, str]:
-    """Ratio of the means, 2 standard errors of it, and "below", "level" or "above".
-
-    The runs are paired: same initial parameters, same minibatches.
-    """
-    both = np.isfinite(ours.final) & np.isfinite(other.final)
-    if not both.all():
-        lost, theirs = (np.sum(~np.isfinite(r.final)) for r in (ours, other))
-        return np.nan, np.nan, "below" if lost < theirs else "above"
-    ratio = ours.final.mean() / other.final.mean()
-    difference = ours.final - ratio * other.final
-    error = difference.std(ddof=1) / len(difference) ** 0.5 / other.final.mean()
-    if abs(ratio - 1) <= 2 * error:
-        return ratio, 2 * error, "level"
-    return ratio, 2 * error, "below" if ratio < 1 else "above"
-
-
 def verdicts(found: Mapping[paper.Cell, cells.Result]) -> list[dict[str, Any]]:
     """For each task and horizon: Longrun against the best of each group."""
     groups = {
@@ -72,7 +55,7 @@ def verdicts(found: Mapping[paper.Cell, cells.Result]) -> list[dict[str, Any]]:
         if None in there.values():
             return None
         best = min(there, key=lambda name: loss(there[name]))
-        ratio, error, word = compare(ours, there[best])
+        ratio, error, word = report.compare(ours.final, there[best].final)
         return f"{word}: {ratio:.3f} ± {error:.3f} of {best}"
 
     return [

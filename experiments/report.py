@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import itertools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -96,6 +97,31 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -
     ]
     text.insert(1, "| " + " | ".join("-" * w for w in widths) + " |")
     return "\n".join(text)
+
+
+def compare(ours: np.ndarray, other: np.ndarray) -> tuple[float, float, str]:
+    """Ratio of the means, 2 standard errors of it, and "below", "level" or "above".
+
+    Args:
+      ours: float (R,), final losses of runs.
+      other: float (R,), of runs paired with them: same initial parameters, same
+        minibatches.
+
+    Example:
+      >>> ratio, error, word = compare(np.array([1.0, 2.1]), np.array([2.0, 4.0]))
+      >>> round(ratio, 3), round(error, 3), word
+      (0.517, 0.022, 'below')
+    """
+    finite = np.isfinite(ours), np.isfinite(other)
+    if not np.all(finite):
+        lost, theirs = (np.sum(~runs) for runs in finite)
+        return math.nan, math.nan, "below" if lost < theirs else "above"
+    ratio = float(ours.mean() / other.mean())
+    difference = ours - ratio * other
+    error = 2 * float(difference.std(ddof=1) / len(ours) ** 0.5 / other.mean())
+    if abs(ratio - 1) <= error:
+        return ratio, error, "level"
+    return ratio, error, "below" if ratio < 1 else "above"
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:

@@ -224,6 +224,20 @@ def test_bench_decay(tmp_path):
 
 
 @pytest.mark.soak
+def test_bench_epsilon(tmp_path):
+    flags = ["--task=digits_mlp", "--epsilons=1e-8,1e30", "--quick"]
+    binary("bench_epsilon", *flags, f"--outdir={tmp_path / 'out'}")
+    rows = rows_of(tmp_path / "out" / "epsilon.csv")
+    assert [row["optimizer"] for row in rows] == 2 * ["Adam", "Longrun", "nominal rule"]
+    adam, longrun, _, still, *_ = (float(row["mean"]) for row in rows)
+    # Steps are g / (|g| + ε): with so large an ε nothing moves.
+    assert max(adam, longrun) < still
+    ratio = float(rows[0]["Longrun over this"])
+    assert ratio == pytest.approx(longrun / adam, rel=0.05)
+    assert (tmp_path / "out" / "epsilon.png").stat().st_size > 1000
+
+
+@pytest.mark.soak
 def test_bench_stopping(tmp_path):
     run, out = f"--workdir={tmp_path / 'run'}", tmp_path / "out"
     small = ["--hidden_sizes=2", "--num_steps=20", "--num_iterations=4"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from networks import random_weights
 
-from experiments import cells, horizons, long_horizon, paper, reproduce
+from experiments import cells, horizons, long_horizon, paper, report, reproduce
 from experiments.weights import read_weights
 from l2l_jax import Learned, save
 
@@ -76,7 +76,7 @@ def result(final):
 )
 def test_runs_are_compared_in_pairs(ours, other, word):
     """Within two standard errors of the difference is level; who diverges has lost."""
-    assert long_horizon.compare(result(ours), result(other))[2] == word
+    assert report.compare(np.array(ours), np.array(other))[2] == word
 
 
 def test_verdicts_name_the_best_of_a_group():

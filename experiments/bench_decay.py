@@ -19,7 +19,7 @@ import optax
 from absl import flags
 
 from experiments import cells, common, options, paper, report, task_table
-from l2l_jax import Evaluation, evaluator, load_pretrained, plotting
+from l2l_jax import Evaluation, evaluator, load_pretrained
 from l2l_jax.tasks import accuracy
 
 FLAGS = flags.FLAGS
@@ -54,37 +54,6 @@ def with_error(what: str, values: np.ndarray) -> dict[str, float]:
     """Mean and standard error of the runs."""
     error = values.std(ddof=1) / len(values) ** 0.5
     return {what: float(values.mean()), f"stderr of {what}": float(error)}
-
-
-def panels(rows: list[dict]) -> list[plotting.Panel]:
-    """A panel a test, a line an optimizer, a point a decay."""
-
-    def line(test, name, colour):
-        points = (
-            np.array(
-                [
-                    row[what]
-                    for row in rows
-                    if (row["test"], row["optimizer"]) == (test, name)
-                ]
-            )
-            for what in ("loss", "accuracy", "stderr of accuracy")
-        )
-        return plotting.Line(name, *points, {"color": colour, "marker": "o"})
-
-    names = dict.fromkeys(row["optimizer"] for row in rows)
-    return [
-        plotting.Panel(
-            test,
-            "final loss (nats)",
-            "test accuracy",
-            [
-                line(test, name, colour)
-                for name, colour in report.colours(names).items()
-            ],
-        )
-        for test in dict.fromkeys(row["test"] for row in rows)
-    ]
 
 
 def correct_of(name: str):
@@ -142,7 +111,10 @@ def main(argv: list[str]) -> None:
                 }
                 rows.append(row)
                 print(*row.values(), sep=", ")
-    report.write_result(directory / "decay", rows, panels(rows))
+    columns = ("loss", "accuracy", "stderr of accuracy")
+    labels = ("final loss (nats)", "test accuracy")
+    panels = report.panels_of(rows, columns, labels)
+    report.write_result(directory / "decay", rows, panels)
 
 
 if __name__ == "__main__":

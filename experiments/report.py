@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from l2l_jax.plotting import COLOURS, Panel, draw, loss_curves
+from l2l_jax.plotting import COLOURS, Line, Panel, draw, loss_curves
 
 _KNOWN = ("adam", "longrun", "rnnprop", "dm", "rmsprop", "adadelta", "adagrad")
 _COLOUR_OF = dict(zip(_KNOWN, COLOURS, strict=False))
@@ -136,6 +136,33 @@ def colours(names: Iterable[str]) -> dict[str, str]:
     spare = [colour for colour in COLOURS if colour not in found.values()]
     others = [name for name in names if name not in found]
     return found | dict(zip(others, itertools.cycle(spare or COLOURS), strict=False))
+
+
+def panels_of(
+    rows: Sequence[Mapping[str, Any]],
+    columns: tuple[str, str, str],
+    labels: tuple[str, str],
+    **options: Any,
+) -> list[Panel]:
+    """A panel for each "test" of the rows, a line an "optimizer", a point a row.
+
+    Args:
+      rows: of a table.
+      columns: those of x, y and the standard error of y.
+      labels: of both axes.
+      **options: of `Panel`.
+    """
+
+    def line(test: str, name: str, colour: str) -> Line:
+        chosen = [r for r in rows if (r["test"], r["optimizer"]) == (test, name)]
+        points = (np.array([r[column] for r in chosen]) for column in columns)
+        return Line(name, *points, {"color": colour, "marker": "o"})
+
+    of = colours(dict.fromkeys(row["optimizer"] for row in rows))
+    return [
+        Panel(test, *labels, [line(test, *one) for one in of.items()], **options)
+        for test in dict.fromkeys(row["test"] for row in rows)
+    ]
 
 
 def write_panels(

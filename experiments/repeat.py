@@ -9,6 +9,9 @@ tuning too, and one that is there is not computed again, so that the same comman
 on where it was stopped. Of each, OUTDIR/repeat.csv and repeat.md say: the mean final
 loss then and now, by what share they differ, how many runs have the very same digits,
 and of a tuning the rate then and now, and at how many rates all digits are the same.
+With --notune traditional optimizers are measured at the stored rate alone, which spares
+most of the time. With --beside=longrun each row says, too, what Longrun's stored loss
+is of the one that came out, and twice the standard error of that, runs paired.
 Expect equal digits on as many cores of a like processor; elsewhere roundings differ,
 and what is convolutional, learned, or far from converged shows it first.
 """
@@ -33,18 +36,18 @@ from experiments.weights import RESULTS, read_weights
 FLAGS = flags.FLAGS
 common.define_tasks("Tasks; default: all.")
 options.define_numbers("steps", None, "Steps of the runs; default: all.")
-options.define_names(
-    "optimizers",
-    None,
-    sorted(
-        {
-            entry.cell.optimizer
-            for tables in (paper.EVIDENCE, horizons.EVIDENCE)
-            for one in tables.values()
-            for entry in one.entries
-        }
-    ),
-    "Optimizers; default: all.",
+OPTIMIZERS = sorted(
+    {
+        entry.cell.optimizer
+        for tables in (paper.EVIDENCE, horizons.EVIDENCE)
+        for one in tables.values()
+        for entry in one.entries
+    }
+)
+options.define_names("optimizers", None, OPTIMIZERS, "Optimizers; default: all.")
+flags.DEFINE_bool("tune", True, "Tune once more, or measure at the stored rates.")
+flags.DEFINE_enum(
+    "beside", None, OPTIMIZERS, "Optimizer whose stored loss to divide by each."
 )
 options.define_directory(
     "stored", str(RESULTS / "paper" / "cells"), "Directory of the stored cells."
@@ -52,8 +55,8 @@ options.define_directory(
 options.define_outdir("runs/repeat", "Directory of what is computed.")
 
 
-def stored() -> list[repetition.Stored]:
-    """The cells that the flags choose."""
+def laboratories() -> list[cells.Laboratory]:
+    """Those that read what is stored: of the paper's tables, and of long_horizon's."""
     directory = pathlib.Path(l2l_jax.__file__).parent / "pretrained"
     lab = cells.Laboratory(
         pathlib.Path(FLAGS.stored),
@@ -64,18 +67,16 @@ def stored() -> list[repetition.Stored]:
     )
     ours = read_weights([], directory, horizons.WEIGHTS, horizons.TRAINED)
     long = lab._replace(weights=horizons.with_variants(ours), long=horizons.FEWER)
-    return repetition.stored(
-        [(lab, paper.EVIDENCE), (long, horizons.EVIDENCE)],
-        FLAGS.task,
-        FLAGS.steps,
-        FLAGS.optimizers,
-    )
+    return [lab, long]
 
 
 def main(argv: list[str]) -> None:
     """Chooses, computes, compares."""
     del argv
-    chosen = stored()
+    labs = laboratories()
+    tables = [paper.EVIDENCE, horizons.EVIDENCE]
+    limits = FLAGS.task, FLAGS.steps, FLAGS.optimizers
+    chosen = repetition.stored(zip(labs, tables, strict=True), *limits)
     if not chosen:
         raise ValueError(
             f"{FLAGS.stored} has no cell of --task={FLAGS.task},"
@@ -85,7 +86,8 @@ def main(argv: list[str]) -> None:
     task_table.check_data(tasks, FLAGS.data_dir, FLAGS.data_source)
     directory = pathlib.Path(FLAGS.outdir)
     print(f"{len(chosen)} cells, writing to {directory}", flush=True)
-    rows = repetition.repeat(chosen, directory)
+    beside = (labs[-1], FLAGS.beside) if FLAGS.beside else None
+    rows = repetition.repeat(chosen, directory, FLAGS.tune, beside)
     print(report.table(rows, list(rows[0])))
 
 

@@ -52,7 +52,7 @@ def alike(first: Iterable[Any], second: Iterable[Any]) -> str:
 def compare(one: Stored, now: cells.Outcome) -> dict[str, Any]:
     """One row: how far what came out now is what came out then."""
     then = one.outcome
-    row = {**one.cell._asdict(), "runs": len(then.result.final)}
+    row: dict[str, Any] = {**one.cell._asdict(), "runs": len(then.result.final)}
     row["stored"] = then.result.statistics["mean"]
     row |= dict.fromkeys(("anew", "difference", "runs alike"))
     if now.result:
@@ -60,9 +60,10 @@ def compare(one: Stored, now: cells.Outcome) -> dict[str, Any]:
         if None not in (row["stored"], row["anew"]):
             row["difference"] = row["anew"] / row["stored"] - 1
         row["runs alike"] = alike(then.result.final, now.result.final)
-    row |= dict.fromkeys(("rate", "rate anew", "rates alike"))
+    row["rate"] = then.tuning and then.tuning.best_rate
+    row |= dict.fromkeys(("rate anew", "rates alike"))
     if then.tuning and now.tuning:
-        row |= {"rate": then.tuning.best_rate, "rate anew": now.tuning.best_rate}
+        row["rate anew"] = now.tuning.best_rate
         # A grid that goes on beyond an end may have gone on elsewhere.
         losses = [
             {x["rate"]: x["mean"] for x in t.table} for t in (then.tuning, now.tuning)
@@ -83,11 +84,51 @@ def write(rows: list[dict[str, Any]], directory: pathlib.Path) -> None:
     report.write(directory / "repeat.md", lambda file: file.write_text(text))
 
 
-def repeat(chosen: Sequence[Stored], directory: pathlib.Path) -> list[dict[str, Any]]:
-    """Computes into the directory, and writes after each cell."""
+def again(one: Stored, directory: pathlib.Path, tune: bool = True) -> cells.Outcome:
+    """The cell, computed into the directory; untuned: at the rate that is stored."""
+    lab = one.lab._replace(directory=directory, compute=True)
+    if tune or not one.outcome.tuning:
+        return cells.outcome(lab, one.cell)
+    runs = cells.number_of_runs(lab, one.cell)
+    return cells.Outcome(
+        cells.measure(lab, one.cell, one.outcome.tuning.best_rate, runs)
+    )
+
+
+def over(
+    lab: cells.Laboratory, name: str, cell: paper.Cell, now: cells.Result | None
+) -> dict[str, Any]:
+    """What another optimizer has stored on the test, divided by what came out."""
+    ratio = error = None
+    if now:
+        lab = lab._replace(num_runs=len(now.final))
+        other = cells.outcome(lab, cell._replace(optimizer=name)).result
+        if other:
+            ratio, error, _ = report.compare(other.final, now.final)
+    return {f"{name} over it": ratio, "2 stderr": error}
+
+
+def repeat(
+    chosen: Sequence[Stored],
+    directory: pathlib.Path,
+    tune: bool = True,
+    beside: tuple[cells.Laboratory, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Computes into the directory, and writes after each cell.
+
+    Args:
+      chosen: which.
+      directory: of the new cells and of the tables.
+      tune: whether traditional optimizers are tuned once more, or measured at the rate
+        that is stored.
+      beside: an optimizer to divide by each, and who reads what is stored of it.
+    """
     rows = []
     for one in common.progress(chosen, lambda one: " ".join(map(str, one.cell))):
-        lab = one.lab._replace(directory=directory / "cells", compute=True)
-        rows.append(compare(one, cells.outcome(lab, one.cell)))
+        now = again(one, directory / "cells", tune)
+        row = compare(one, now)
+        if beside:
+            row |= over(*beside, one.cell, now.result)
+        rows.append(row)
         write(rows, directory)
     return rows

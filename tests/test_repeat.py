@@ -106,6 +106,33 @@ def test_all_is_computed_anew_and_only_once(lab, tmp_path):
     assert "| 1 of 2 " in (directory / "repeat.md").read_text()
 
 
+def test_untuned_the_stored_rate_is_taken(lab, tmp_path):
+    (one,) = repetition.stored([(lab, TABLES)], None, None, None)
+    better = one.outcome.tuning._replace(best_rate=0.125)
+    changed = one._replace(outcome=one.outcome._replace(tuning=better))
+    for chosen, alike in ((one, "2 of 2"), (changed, "0 of 2")):
+        (row,) = repetition.repeat([chosen], tmp_path / alike, tune=False)
+        assert row["runs alike"] == alike
+        assert row["rate"] == chosen.outcome.tuning.best_rate
+        assert row["rate anew"] is row["rates alike"] is None
+        (path,) = tmp_path.glob(f"{alike}/cells/*")
+        cell = json.loads(path.read_text())["cell"]
+        assert (cell["rate"], cell["purpose"]) == (row["rate"], "comparison")
+
+
+def test_another_optimizer_is_divided_by_each(lab, tmp_path):
+    other = CELL._replace(optimizer="momentum")
+    chosen = repetition.stored([(lab, TABLES)], None, None, None)
+    (row,) = repetition.repeat(chosen, tmp_path, beside=(lab, "momentum"))
+    assert row["momentum over it"] is row["2 stderr"] is None  # nothing is stored
+    losses = cells.outcome(lab._replace(compute=True), other).result.final
+    (row,) = repetition.repeat(chosen, tmp_path, beside=(lab, "momentum"))
+    ours = chosen[0].outcome.result.final
+    assert row["momentum over it"] == pytest.approx(losses.mean() / ours.mean())
+    assert row["2 stderr"] > 0
+    assert "momentum over it" in (tmp_path / "repeat.md").read_text()
+
+
 def test_nothing_stored_is_said(tmp_path):
     flags = f"--stored={tmp_path}", "--steps=7", f"--outdir={tmp_path / 'anew'}"
     said = binary("repeat", *flags, fails=True)

@@ -15,7 +15,6 @@ from typing import Any
 
 from absl import flags
 
-import l2l_jax
 from experiments import common, options, report, weights
 from l2l_jax import load, runs
 
@@ -28,7 +27,7 @@ flags.register_validator(
     "must be letters, digits, '_', '-' and '.', such as rnnprop",
 )
 options.define_outdir(
-    str(pathlib.Path(l2l_jax.__file__).parent / "pretrained"),
+    str(weights.SHIPPED),
     "Where the files go; default: the package.",
 )
 flags.DEFINE_bool("overwrite", False, "Replace weights of that name.")

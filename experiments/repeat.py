@@ -20,7 +20,6 @@ import pathlib
 
 from absl import flags
 
-import l2l_jax
 from experiments import (
     cells,
     common,
@@ -31,7 +30,7 @@ from experiments import (
     report,
     task_table,
 )
-from experiments.weights import RESULTS, read_weights
+from experiments.weights import RESULTS, SHIPPED, read_weights
 
 FLAGS = flags.FLAGS
 common.define_tasks("Tasks; default: all.")
@@ -57,15 +56,14 @@ options.define_outdir("runs/repeat", "Directory of what is computed.")
 
 def laboratories() -> list[cells.Laboratory]:
     """Those that read what is stored: of the paper's tables, and of long_horizon's."""
-    directory = pathlib.Path(l2l_jax.__file__).parent / "pretrained"
     lab = cells.Laboratory(
         pathlib.Path(FLAGS.stored),
-        read_weights([], directory, trained=paper.TRAINED),
+        read_weights([], SHIPPED, trained=paper.TRAINED),
         FLAGS.data_dir,
         FLAGS.data_source,
         compute=False,
     )
-    ours = read_weights([], directory, horizons.WEIGHTS, horizons.TRAINED)
+    ours = read_weights([], SHIPPED, horizons.WEIGHTS, horizons.TRAINED)
     long = lab._replace(weights=horizons.with_variants(ours), long=horizons.FEWER)
     return [lab, long]
 

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 import jax
 from absl import flags
 
-import l2l_jax
 from experiments import (
     cells,
     common,
@@ -35,7 +34,7 @@ from experiments import (
     report,
     task_table,
 )
-from experiments.weights import Weights, read_weights
+from experiments.weights import SHIPPED, Weights, read_weights
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("table", [], "Tables, by number or name.")
@@ -44,7 +43,7 @@ flags.DEFINE_bool("all", False, "All tables and figures.")
 flags.DEFINE_list("weights", [], "Learned optimizers, each `name=file or run`.")
 flags.DEFINE_string(
     "weights_dir",
-    str(pathlib.Path(l2l_jax.__file__).parent / "pretrained"),
+    str(SHIPPED),
     "Directory of the other learned optimizers, `<name>.npz`; default: the package's."
     " Those that are nowhere else are taken from experiments/results.",
 )

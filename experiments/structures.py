@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from absl import flags
 
-import l2l_jax
 from experiments import (
     cells,
     common,
@@ -32,7 +31,7 @@ from experiments import (
     timing,
 )
 from experiments.networks import STRUCTURES
-from experiments.weights import read_weights
+from experiments.weights import SHIPPED, read_weights
 from l2l_jax import plotting, start_episode, unroll
 from l2l_jax.baselines import baseline
 
@@ -187,9 +186,7 @@ def main(argv: list[str]) -> None:
     names = [f"{FLAGS.data}_{structure}" for structure in FLAGS.structures]
     task_table.check_data(names, FLAGS.data_dir, FLAGS.data_source)
     directory = pathlib.Path(FLAGS.outdir) / ("quick" if FLAGS.quick else "")
-    weights = read_weights(
-        [], pathlib.Path(l2l_jax.__file__).parent / "pretrained", horizons.WEIGHTS
-    )
+    weights = read_weights([], SHIPPED, horizons.WEIGHTS)
     lab = cells.Laboratory(
         pathlib.Path(FLAGS.cells) if FLAGS.cells else directory / "cells",
         weights,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import l2l_jax
 from experiments import paper
 from l2l_jax import (
     Learned,
@@ -17,6 +18,7 @@ from l2l_jax import (
 )
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+SHIPPED = pathlib.Path(l2l_jax.__file__).parent / "pretrained"
 
 
 class Weights(NamedTuple):

@@ -1,14 +1,12 @@
 """The paper's evidence: tests, published numbers, how many runs, whose weights."""
 
-import pathlib
 import shutil
 
 import jax
 import pytest
 
-import l2l_jax
 from experiments import cells, horizons, paper, task_table
-from experiments.weights import RESULTS, read_weights
+from experiments.weights import RESULTS, SHIPPED, read_weights
 from l2l_jax import load
 from l2l_jax.baselines import BASELINES
 
@@ -82,8 +80,7 @@ def test_runs_are_those_of_the_paper(tmp_path):
 
 
 def test_weights_are_what_their_names_say():
-    directory = pathlib.Path(l2l_jax.__file__).parent / "pretrained"
-    found = read_weights([], directory, trained=paper.TRAINED)
+    found = read_weights([], SHIPPED, trained=paper.TRAINED)
     assert {"rnnprop", "dm", "rnnprop_15k", "noconvex_5k"} <= set(found)
     usual = {"optimizer": "rnnprop", "convex": True, "scaling": 3.0, "seed": 0}
     differing = {
@@ -127,7 +124,6 @@ def test_what_is_in_the_directory_or_named_goes_first(tmp_path):
     (tmp_path / "new.npz").rename(tmp_path / "rnnprop_5k.npz")
     assert sha256("rnnprop_5k") == named
     run = RESULTS / "rnnprop_seed7_mnist"
-    shipped = pathlib.Path(l2l_jax.__file__).parent / "pretrained"
-    chosen = read_weights([], shipped)["rnnprop"].learned.training["iterations"]
+    chosen = read_weights([], SHIPPED)["rnnprop"].learned.training["iterations"]
     found = read_weights([f"rnnprop={run}"], tmp_path)["rnnprop"].learned
     assert found.training["iterations"] == chosen

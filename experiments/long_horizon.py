@@ -111,11 +111,12 @@ def main(argv: list[str]) -> None:
     lacking = reproduce.reproduce(lab, wanted, directory)
     peek, most = lab._replace(compute=False), reproduce.QUICK_STEPS
     found = {}
-    for evidence in horizons.EVIDENCE.values():
-        here = paper.shortened(evidence, most) if FLAGS.quick else evidence
-        for cell in dict.fromkeys(entry.cell for entry in here.entries):
-            if result := cells.outcome(peek, cell).result:
-                found[cell] = result
+    tables = horizons.EVIDENCE.values()
+    if FLAGS.quick:
+        tables = [paper.shortened(one, most) for one in tables]
+    for cell in paper.cells_of(tables):
+        if result := cells.outcome(peek, cell).result:
+            found[cell] = result
     if rows := verdicts(found):
         page = f"# {TITLE}\n\n{report.table(rows, list(rows[0]))}\n"
         if ends := rises(found):

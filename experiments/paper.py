@@ -114,6 +114,11 @@ class Evidence(NamedTuple):
     says: str = ""
 
 
+def cells_of(tables: Iterable[Evidence]) -> list[Cell]:
+    """What tables and figures consist of, each once."""
+    return list(dict.fromkeys(e.cell for one in tables for e in one.entries))
+
+
 PUBLISHED = {
     Cell(task, 100, optimizer): loss
     for task, losses in {

@@ -35,13 +35,9 @@ from experiments.weights import RESULTS, SHIPPED, read_weights
 FLAGS = flags.FLAGS
 common.define_tasks("Tasks; default: all.")
 options.define_numbers("steps", None, "Steps of the runs; default: all.")
+TABLES = paper.EVIDENCE, horizons.EVIDENCE
 OPTIMIZERS = sorted(
-    {
-        entry.cell.optimizer
-        for tables in (paper.EVIDENCE, horizons.EVIDENCE)
-        for one in tables.values()
-        for entry in one.entries
-    }
+    {cell.optimizer for some in TABLES for cell in paper.cells_of(some.values())}
 )
 options.define_names("optimizers", None, OPTIMIZERS, "Optimizers; default: all.")
 flags.DEFINE_bool("tune", True, "Tune once more, or measure at the stored rates.")
@@ -72,9 +68,8 @@ def main(argv: list[str]) -> None:
     """Chooses, computes, compares."""
     del argv
     labs = laboratories()
-    tables = [paper.EVIDENCE, horizons.EVIDENCE]
     limits = FLAGS.task, FLAGS.steps, FLAGS.optimizers
-    chosen = repetition.stored(zip(labs, tables, strict=True), *limits)
+    chosen = repetition.stored(zip(labs, TABLES, strict=True), *limits)
     if not chosen:
         raise ValueError(
             f"{FLAGS.stored} has no cell of --task={FLAGS.task},"

@@ -35,7 +35,7 @@ def stored(
     """
     found = {}
     for lab, tables in labs:
-        for cell in (entry.cell for one in tables.values() for entry in one.entries):
+        for cell in paper.cells_of(tables.values()):
             key = cell, cells.number_of_runs(lab, cell)
             wanted = (x is None or y in x for x, y in zip(limits, cell, strict=True))
             if key not in found and all(wanted):

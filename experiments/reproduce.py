@@ -138,12 +138,11 @@ def reproduce(
         wanted = {
             name: paper.shortened(one, QUICK_STEPS) for name, one in wanted.items()
         }
-    entries = [entry for one in wanted.values() for entry in one.entries]
     peek = lab._replace(compute=False)
     todo = {
-        entry.cell: cells.cost(lab, entry.cell)
-        for entry in dict.fromkeys(entries)
-        if lab.compute and cells.outcome(peek, entry.cell).lacks == "not computed"
+        cell: cells.cost(lab, cell)
+        for cell in paper.cells_of(wanted.values())
+        if lab.compute and cells.outcome(peek, cell).lacks == "not computed"
     }
     names = [cell.task for cell in todo]
     task_table.check_data(names, lab.data_dir, lab.source)
@@ -153,7 +152,7 @@ def reproduce(
     shown = {"bar_format": layout, "smoothing": 0, "disable": not todo}
     with tqdm(total=sum(todo.values()), **shown) as bar:
         for name, evidence in wanted.items():
-            for cell in dict.fromkeys(entry.cell for entry in evidence.entries):
+            for cell in paper.cells_of([evidence]):
                 if cell in todo:
                     bar.set_description_str(
                         f"{cell.task}, {cell.steps}, {cell.optimizer}"

@@ -36,13 +36,15 @@ FLAGS = flags.FLAGS
 common.define_tasks("Tasks; default: all.")
 options.define_numbers("steps", None, "Steps of the runs; default: all.")
 TABLES = paper.EVIDENCE, horizons.EVIDENCE
-OPTIMIZERS = sorted(
-    {cell.optimizer for some in TABLES for cell in paper.cells_of(some.values())}
+THEIRS, OURS = (
+    {cell.optimizer for cell in paper.cells_of(some.values())} for some in TABLES
 )
-options.define_names("optimizers", None, OPTIMIZERS, "Optimizers; default: all.")
+options.define_names(
+    "optimizers", None, sorted(THEIRS | OURS), "Optimizers; default: all."
+)
 flags.DEFINE_bool("tune", True, "Tune once more, or measure at the stored rates.")
 flags.DEFINE_enum(
-    "beside", None, OPTIMIZERS, "Optimizer whose stored loss to divide by each."
+    "beside", None, sorted(OURS), "Optimizer whose stored loss to divide by each."
 )
 options.define_directory(
     "stored", str(RESULTS / "paper" / "cells"), "Directory of the stored cells."

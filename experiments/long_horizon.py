@@ -33,6 +33,7 @@ FLAGS.set_default("outdir", "runs/long_horizon")
 
 TITLE = "Longrun against the best of each group"
 RISES = "Where long runs end above their own lowest"
+SAME = "the same: nothing that was learned is used"
 TWENTIETH = 20
 
 
@@ -48,10 +49,13 @@ def verdicts(found: Mapping[paper.Cell, cells.Result]) -> list[dict[str, Any]]:
         return np.nan_to_num(result.final, nan=np.inf).mean()
 
     def against(ours, cell, names):
-        there = {
-            name: found.get(cell._replace(optimizer=optimizer))
+        others = {
+            name: horizons.cell(cell.task, cell.steps, optimizer)
             for optimizer, name in names.items()
         }
+        if cell in others.values():
+            return SAME
+        there = {name: found.get(other) for name, other in others.items()}
         if None in there.values():
             return None
         best = min(there, key=lambda name: loss(there[name]))

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from networks import random_weights
 
-from experiments import cells, horizons, long_horizon, paper, report, reproduce
+from experiments import (
+    cells,
+    horizons,
+    long_horizon,
+    paper,
+    report,
+    reproduce,
+    task_table,
+)
 from experiments.weights import read_weights
 from l2l_jax import Learned, save
 
@@ -92,6 +100,35 @@ def test_verdicts_name_the_best_of_a_group():
     assert row["known horizon"].endswith("of AdamW, cosine")
     # Of the traditional ones five are not there.
     assert row["constant rates"] is None
+
+
+@pytest.mark.parametrize(
+    ("task", "same"), [("digits_cnn_small", True), ("quadratic", False)]
+)
+def test_verdicts_say_where_the_nominal_rule_is_all(task, same):
+    """There Longrun has one cell with it, in the table too."""
+    found = {paper.Cell(task, 5, "longrun"): result([1, 2, 3])}
+    nominal = horizons.cell(task, 5, "longrun_nominal")
+    assert (nominal in found) == same
+    found.setdefault(nominal, result([2, 4, 6]))
+    verdict = long_horizon.verdicts(found)[0]["nominal rule"]
+    assert (verdict == long_horizon.SAME) == same
+    assert verdict.startswith("below: 0.5") != same
+
+
+def test_the_nominal_rule_is_in_every_row_of_every_table():
+    for name, evidence in horizons.EVIDENCE.items():
+        columns = {}
+        for entry in evidence.entries:
+            columns.setdefault(entry.row, {})[entry.column] = entry.cell
+        for row, there in columns.items():
+            nominal = [column for column in there if "nominal rule" in column]
+            assert len(nominal) == 1, (name, row)
+            # It is the weights that ship, unless nothing of them is used.
+            optimizer = there[nominal[0]].optimizer
+            convolutional = task_table.is_convolutional(there[nominal[0]].task)
+            expected = "longrun" if convolutional else "longrun_nominal"
+            assert optimizer == expected, (name, row)
 
 
 def test_a_rise_is_that_of_a_twentieth():

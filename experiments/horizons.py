@@ -94,7 +94,8 @@ STRESS = (("mnist_mlp", 100_000), ("mnist_mlp_relu", 100_000))
 
 
 def cell(task: str, steps: int, optimizer: str) -> Cell:
-    """Where nothing that was learned is used, all of them are the nominal rule."""
+    """Where an optimizer is measured: in one cell of all that are the same there."""
+    # On convolutional networks Longrun uses nothing that was learned.
     if optimizer in _SHARES and task_table.is_convolutional(task):
         optimizer = "longrun"
     return Cell(task, steps, optimizer)

@@ -8,10 +8,10 @@ tuned for it), "given" (Adam and AdamW with a cosine schedule over it), "validat
 "ablation", "seeds", "wide" (networks wider than the papers'), "stress", the figure
 "long", and verdicts.md: where Longrun is below the best of its opponents, level (within
 2 standard errors of the paired difference) or above, and how far a long run of it ends
-above its own lowest. Convolutional networks have one cell of both, since nothing that
-was learned is used there. 100 runs each of 100 steps, 20 of more, 5 of convolutional
-networks on a CPU. Cells are stored as by `experiments.reproduce`, so that the same
-command goes on where it was stopped.
+above its own lowest. On convolutional networks Longrun and its nominal rule have one
+cell, since nothing that was learned is used there. 100 runs each of 100 steps, 20 of
+more, 5 of convolutional networks on a CPU. Cells are stored as by
+`experiments.reproduce`, so that the same command goes on where it was stopped.
 
 All is estimated at a day on 2 idle cores; --table=validation at half an hour; --quick
 is a look in minutes.
